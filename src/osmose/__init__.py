@@ -1,0 +1,1 @@
+"""osmose: mixing operators for PyTorch."""
