@@ -1,0 +1,41 @@
+"""Settings of the models: plain data, no torch, so that the command line can show them at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ModelName = Literal["difformer-s", "difformer-a", "mean", "gcn", "mlp"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What to build: a mixer stack or a baseline, and its sizes."""
+
+    name: ModelName = "difformer-s"
+    """difformer-s (linear cost), difformer-a (sigmoid kernel, quadratic time), or a baseline:
+    mean (the attention replaced by the mean over all tokens), gcn, mlp."""
+    hidden: int = 64
+    """width of the hidden state"""
+    layers: int = 2
+    """number of layers after the input layer"""
+    heads: int = 1
+    """attention heads; DIFFormer averages them"""
+    dropout: float = 0.2
+    """dropout probability"""
+    alpha: float = 0.5
+    """step size: state <- alpha * mixed + (1 - alpha) * state"""
+    residual: bool = True
+    """keep the (1 - alpha) * state part of the step"""
+    layer_norm: bool = True
+    """LayerNorm after every layer"""
+    use_graph: bool = True
+    """add the graph term where the data have edges"""
+    graph_weight: float = 0.0
+    """0: attention + graph; w in (0, 1]: (1 - w) * attention + w * graph"""
+    use_weight: bool = False
+    """a value matrix in every layer; without it the value is the state itself"""
+    use_source: bool = False
+    """add the input state in every layer"""
+    normalization: Literal["row", "frobenius", "none"] = "row"
+    """queries and keys of the simple kernel: unit rows (paper), unit Frobenius norm (released code)"""
