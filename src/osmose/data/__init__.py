@@ -1,0 +1,123 @@
+"""Data sets as nodes with features, labels, edges and splits: public ones by name, the user's own by path.
+
+`load("cora")`, `load("table.csv", label="species")`, `load("folder/")`; `load_new` prepares new rows for a trained
+model. Names and protocols are to be had without torch; what is heavy is imported when used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .catalog import OWN_PROTOCOLS, PROTOCOLS, names
+from .errors import DataError, DataNotFoundError
+
+if TYPE_CHECKING:
+    from .node import NodeData, Split
+
+__all__ = [
+    "OWN_PROTOCOLS",
+    "PROTOCOLS",
+    "DataError",
+    "DataNotFoundError",
+    "NodeData",
+    "Split",
+    "load",
+    "load_new",
+    "names",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("NodeData", "Split"):
+        from . import node
+
+        return getattr(node, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def load(
+    source: str | Path,
+    *,
+    protocol: str | None = None,
+    splits: int | None = None,
+    seed: int = 123,
+    label: str | None = None,
+    edges: str | Path | None = None,
+    root: str | Path | None = None,
+    labels_per_class: int | None = None,
+    knn: int | None = None,
+    id: str | None = None,
+    ignore: tuple[str, ...] = (),
+    directed: bool = False,
+) -> NodeData:
+    """Node data by the name of a public set or by the path of the user's own.
+
+    Args:
+        source: one of `names()`; or a CSV table, an `.npz`, or a folder of arrays (formats: docs/data.md).
+        protocol: how the nodes are divided, one of `PROTOCOLS[name]` or `OWN_PROTOCOLS`; None: the default.
+        splits: number of splits; None: 5 where they are drawn, all where they are given. At most as many as
+            the data give. Split i of a seed does not depend on this number.
+        seed: of the random splits.
+        label: label column of a CSV table; None: the one called label, class, target or y.
+        edges: edge list of a table or of arrays without edges: CSV lines `source,target[,weight]`, or `.npy`.
+        root: folder of raw public data; None: `OSMOSE_DATA`, else what the library downloads to its cache folder.
+        labels_per_class: training labels a class where the protocol draws so; None: its default.
+        knn: k of the nearest-neighbour graph; None: 5 for digits and 20news, no graph for the user's own data.
+        id: id column of a CSV table, the node names of its edge list; None: `id` if there, else row numbers from 0.
+        ignore: columns of a CSV table to leave out.
+        directed: keep the direction of the user's edges; else both directions are stored.
+
+    Returns:
+        checked `NodeData`.
+
+    Raises:
+        DataError: a ValueError that names the file or argument, what came, what was expected, what to do.
+        DataNotFoundError: a DataError and FileNotFoundError, for what is not there and could not be fetched.
+    """
+    from .resolve import load_source
+
+    return load_source(
+        source,
+        protocol=protocol,
+        splits=splits,
+        seed=seed,
+        label=label,
+        edges=edges,
+        root=root,
+        labels_per_class=labels_per_class,
+        knn=knn,
+        id=id,
+        ignore=ignore,
+        directed=directed,
+    )
+
+
+def load_new(
+    source: str | Path,
+    preprocessing: dict[str, Any],
+    *,
+    edges: str | Path | None = None,
+    root: str | Path | None = None,
+) -> NodeData:
+    """New rows or nodes for a trained model: `NodeData` without splits, labels -1 where there are none.
+
+    Args:
+        source: rows in the form of the training data (the same columns, or the same number of features); for a
+            public set its name, or an `.npz`, folder, `.npy` or CSV of features.
+        preprocessing: `NodeData.preprocessing` of the training data (after JSON too). Its means, scales and
+            categories are applied, nothing is fitted; a nearest-neighbour graph is made among the new rows.
+        edges: edge list of the new rows, as for `load`.
+        root: folder of raw public data, as for `load`.
+
+    Raises:
+        DataError: as `load`; also for columns, widths or classes that the model does not know.
+    """
+    from .new import load_new_source
+
+    return load_new_source(
+        source,
+        preprocessing,
+        edges=None if edges is None else Path(edges),
+        root=None if root is None else Path(root),
+    )

@@ -1,0 +1,158 @@
+"""New rows for a trained model, prepared with the statistics of its training data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import edges as edge_lists
+from .arrays import Arrays, read_features
+from .errors import DataError, some
+from .graph import canonical, knn_graph
+from .labels import cells_of_text, encode
+from .node import NodeData
+from .own import read_arrays, read_edges
+from .read import read_table
+from .resolve import TABLES, existing_source, load_source, named
+from .table import apply
+
+
+def load_new_source(
+    source: str | Path, preprocessing: dict[str, Any], *, edges: Path | None, root: Path | None
+) -> NodeData:
+    """`osmose.data.load_new`."""
+    kind = preprocessing.get("kind")
+    if kind not in ("named", "arrays", "table"):
+        raise DataError(
+            f"preprocessing is of kind {kind!r}; expected 'named', 'arrays' or 'table', as `load` gives it"
+        )
+    name = named(source)
+    if name is not None:
+        return _whole_set(name, preprocessing, edges, root)
+    path = existing_source(source)
+    if kind == "table":
+        return _table(path, preprocessing, edges)
+    if preprocessing.get("words") and path.suffix.lower() in TABLES:
+        return _texts(path, preprocessing)
+    return _arrays(path, preprocessing, edges)
+
+
+def _whole_set(name: str, preprocessing: dict[str, Any], edges: Path | None, root: Path | None) -> NodeData:
+    trained = preprocessing.get("name", "other data")
+    if trained != name:
+        raise DataError(
+            f"the model was trained on {trained}, not on {name!r}; give {trained} or rows of its form"
+        )
+    data = load_source(
+        name,
+        protocol=None,
+        splits=None,
+        edges=edges,
+        root=root,
+        label=None,
+        id=None,
+        ignore=(),
+        directed=False,
+        seed=0,
+        labels_per_class=None,
+        knn=preprocessing.get("knn"),
+    )
+    return replace(data, splits=[], protocol="new")
+
+
+def _table(path: Path, preprocessing: dict[str, Any], edges: Path | None) -> NodeData:
+    if not path.is_file() or path.suffix.lower() not in TABLES:
+        raise DataError(
+            f"{path}: the model was trained on a CSV table; expected a .csv with the same columns"
+        )
+    table = read_table(path)
+    x, notes = apply(table, preprocessing)
+    label, id = preprocessing["label"], preprocessing["id"]
+    cells: list[str | None] = [None] * len(table)
+    if label in table.header:
+        cells = cells_of_text(table.column(label))
+    y, classes = encode(cells, f"{path}, label column {label!r}", preprocessing["classes"])
+    ids = table.column(id) if id in table.header else None
+    found, weight = (None, None) if edges is None else edge_lists.from_file(edges, len(table), ids)
+    linked = (
+        None if found is None else canonical(found, weight, len(table), directed=preprocessing["directed"])
+    )
+    return _new(path, x, y, classes, linked, preprocessing, notes, ids)
+
+
+def _arrays(path: Path, preprocessing: dict[str, Any], edges: Path | None) -> NodeData:
+    arrays: Arrays
+    if path.is_file() and path.suffix.lower() in (".npy", *TABLES):
+        arrays = read_features(path)
+    elif path.is_dir() or path.suffix.lower() == ".npz":
+        arrays = read_arrays(path)
+    else:
+        raise DataError(
+            f"{path} is of an unknown kind; expected an .npz, a folder, or a .npy or .csv of features"
+        )
+    x = arrays.features()
+    if x.shape[1] != preprocessing["features"]:
+        raise DataError(
+            f"{arrays.origin['x']} has {x.shape[1]} features; the model was trained on {preprocessing['features']}"
+        )
+    if preprocessing.get("normalize") == "row":
+        from .planetoid import row_normalize
+
+        x = row_normalize(x)
+    y, classes = arrays.labels(preprocessing["classes"])
+    edge_index, weight, notes = read_edges(arrays, edges, x.shape[0], preprocessing.get("directed", False))
+    linked = None if edge_index is None else (edge_index, weight, notes)
+    return _new(path, x, y, classes, linked, preprocessing, [], None)
+
+
+def _texts(path: Path, preprocessing: dict[str, Any]) -> NodeData:
+    from .newsgroups import tfidf
+
+    table = read_table(path)
+    if "text" not in table.header:
+        raise DataError(
+            f"{path} has columns {some(table.header)}; expected a column 'text' with the messages"
+        )
+    x = tfidf(table.column("text"), preprocessing["words"], preprocessing["idf"])
+    y = torch.full((len(table),), -1)
+    return _new(path, x, y, preprocessing["classes"], None, preprocessing, [], None)
+
+
+def _new(
+    path: Path,
+    x: Tensor,
+    y: Tensor,
+    classes: list[str],
+    linked: tuple[Tensor, Tensor | None, list[str]] | None,
+    preprocessing: dict[str, Any],
+    notes: list[str],
+    ids: list[str] | None,
+) -> NodeData:
+    """Assemble; a model that had edges in training gets an empty graph where none came."""
+    edge_index, weight = None, None
+    if linked is not None:
+        edge_index, weight, more = linked
+        notes = notes + more
+    elif preprocessing.get("knn"):
+        edge_index = knn_graph(x, preprocessing["knn"])
+        notes = [*notes, f"graph: {preprocessing['knn']} nearest neighbours among the new rows"]
+    elif preprocessing.get("edges") or preprocessing["kind"] == "named":
+        edge_index = torch.zeros(2, 0, dtype=torch.int64)
+        notes = [*notes, "no edges came with the new rows: every node stands alone in the graph term"]
+    return NodeData(
+        name=path.stem,
+        protocol="new",
+        x=x,
+        y=y,
+        edge_index=edge_index,
+        edge_weight=weight,
+        splits=[],
+        classes=classes,
+        preprocessing=preprocessing,
+        notes=notes,
+        ids=ids,
+    )

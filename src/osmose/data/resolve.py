@@ -1,0 +1,117 @@
+"""From what the user typed to the loader that reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .catalog import CATALOG, choose_protocol
+from .errors import DataError, DataNotFoundError, nearest
+from .node import NodeData
+
+TABLES = (".csv", ".tsv", ".txt")
+
+
+def named(source: str | Path) -> str | None:
+    """The public data set that `source` names, in any case; None for a path."""
+    return source.lower() if isinstance(source, str) and source.lower() in CATALOG else None
+
+
+def existing_source(source: str | Path) -> Path:
+    """The path `source`, or an error that lists the known names."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    text = str(source)
+    if "/" in text or "\\" in text or path.suffix:
+        raise DataNotFoundError(f"{text!r} does not exist (working folder: {Path.cwd()}); check the path")
+    raise DataNotFoundError(
+        f"{text!r} is neither a known data set nor a path{nearest(text, CATALOG)}; known: {', '.join(CATALOG)}. "
+        "Your own data: the path of a .csv, an .npz or a folder"
+    )
+
+
+def load_source(
+    source: str | Path,
+    *,
+    protocol: str | None,
+    splits: int | None,
+    edges: str | Path | None,
+    root: str | Path | None,
+    label: str | None,
+    id: str | None,
+    ignore: tuple[str, ...],
+    directed: bool,
+    **drawing: Any,
+) -> NodeData:
+    """`osmose.data.load`; `drawing` is seed, labels_per_class and knn."""
+    if splits is not None and splits < 1:
+        raise DataError(f"splits is {splits}; expected at least 1")
+    name = named(source)
+    table_only = {"label": label, "id": id, "ignore": ignore or None}
+    if name is not None:
+        _reject(
+            f"load({name!r})",
+            table_only | {"edges": edges, "directed": directed or None},
+            "the user's own data",
+        )
+        return _load_named(
+            name, choose_protocol(name, protocol), splits, None if root is None else Path(root), drawing
+        )
+    path = existing_source(source)
+    edge_path = None if edges is None else Path(edges).expanduser()
+    own = {"protocol": protocol, "splits": splits, "edges": edge_path, "directed": directed, **drawing}
+    from .own import load_arrays, load_table
+
+    _reject(f"load({str(source)!r})", {"root": root}, "public data sets")
+    if path.is_file() and path.suffix.lower() in TABLES:
+        return load_table(path, label=label, id=id, ignore=tuple(ignore), **own)
+    if path.is_dir() or path.suffix.lower() == ".npz":
+        _reject(f"load({str(source)!r})", table_only, "CSV tables")
+        return load_arrays(path, **own)
+    raise DataError(f"{path} is of an unknown kind; expected a .csv (.tsv, .txt), an .npz or a folder")
+
+
+def _reject(where: str, arguments: dict[str, Any], belongs: str) -> None:
+    given = [name for name, value in arguments.items() if value is not None]
+    if given:
+        raise DataError(f"{where}: {', '.join(given)} is for {belongs}; leave it out")
+
+
+def _load_named(
+    name: str, protocol: str, splits: int | None, root: Path | None, drawing: dict[str, Any]
+) -> NodeData:
+    entry = CATALOG[name]
+    number = entry.splits if splits is None else splits
+    labels, knn, seed = drawing["labels_per_class"], drawing["knn"], drawing["seed"]
+    if protocol in ("fixed", "public"):
+        _reject(
+            f"load({name!r}), protocol {protocol!r}",
+            {"labels_per_class": labels},
+            "protocols that draw splits",
+        )
+    per_class = entry.labels_per_class if labels is None else labels
+    if name in ("cora", "citeseer", "chameleon"):
+        _reject(f"load({name!r})", {"knn": knn}, "data without edges")
+    if name == "chameleon":
+        from .chameleon import load_chameleon
+
+        data = load_chameleon(splits=number, root=root)
+    else:
+        assert per_class is not None
+        common = {"splits": number, "seed": seed, "labels_per_class": per_class}
+        neighbours = 5 if knn is None else knn
+        if name == "digits":
+            from .digits import load_digits
+
+            data = load_digits(**common, knn=neighbours)
+        elif name == "20news":
+            from .newsgroups import load_newsgroups
+
+            data = load_newsgroups(**common, knn=neighbours, root=root)
+        else:
+            from .planetoid import load_planetoid
+
+            data = load_planetoid(name, protocol, **common, root=root)
+    data.preprocessing["classes"] = data.classes
+    return data
