@@ -1,0 +1,57 @@
+"""The command line: one file per verb, imported when the verb is called. Help needs no torch."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from osmose.cli.errors import reporting
+
+VERBS = {
+    "list": "data sets, protocols and models that can be named",
+    "train": "train a model on a data set or on your own data",
+    "eval": "measure the saved model of a run again",
+    "predict": "classes and probabilities for new rows or nodes",
+    "compare": "several models on one data set, under equal conditions",
+    "doctor": "check the installation",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `osmose VERB ...`; returns the exit code (0 fine, 2 the user can mend it, 130 interrupted)."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given or given[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if given else 2
+    if given[0] == "--version":
+        from osmose.__about__ import __version__
+
+        print(f"osmose {__version__}")
+        return 0
+    with reporting(debug="--debug" in given) as outcome:
+        _verb(given[0], [entry for entry in given[1:] if entry != "--debug"])
+    return outcome.code
+
+
+def _verb(name: str, arguments: list[str]) -> None:
+    from osmose.tasks.recipes import check_name
+
+    check_name(name, VERBS, "verb")
+    module = importlib.import_module(f"osmose.cli.{'list_' if name == 'list' else name}")
+    module.main(arguments)
+
+
+def _help() -> str:
+    lines = [
+        "usage: osmose VERB [OPTIONS]",
+        "",
+        "Mixing operators for PyTorch: train, compare and apply them.",
+        "",
+    ]
+    lines += [f"  {name:<9} {text}" for name, text in VERBS.items()]
+    lines += [
+        "",
+        "`osmose VERB --help` lists the options of a verb; every verb has --json (one JSON object on stdout)",
+        "and --debug (a traceback where there is an error).",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,55 @@
+"""Errors as a person wants to read them: one line on stderr, an exit code, no traceback unless --debug."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass
+class Outcome:
+    """The exit code of a verb."""
+
+    code: int = 0
+
+
+@contextmanager
+def reporting(*, debug: bool = False) -> Iterator[Outcome]:
+    """Turn what a verb raises into a line and an exit code.
+
+    ValueError and OSError are the user's to mend (2); a missing package likewise, with the extra that brings it;
+    an interruption is 130. Anything else is a defect and keeps its traceback.
+    """
+    outcome = Outcome()
+    try:
+        yield outcome
+    except KeyboardInterrupt:
+        outcome.code = 130
+        print("osmose: interrupted", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        if debug or (error.name or "").startswith("osmose"):
+            raise
+        outcome.code = 2
+        _say(f"the package {error.name} is not installed; pip install 'osmose[all]' brings it")
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        outcome.code = 2
+        _say(_text(error))
+
+
+def _text(error: ValueError | OSError) -> str:
+    text = (
+        error.strerror
+        if isinstance(error, OSError) and error.strerror and error.filename is None
+        else str(error)
+    )
+    return " ".join(str(text).split())
+
+
+def _say(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # under torchrun, every process has the same error
+        print(f"osmose: {text}", file=sys.stderr)

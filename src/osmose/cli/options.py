@@ -1,0 +1,93 @@
+"""What the verbs share: flat options with the recipe of the chosen task and model as defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from osmose.models.config import ModelConfig
+from osmose.tasks.config import DataConfig
+from osmose.tasks.recipes import MODELS
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataOptions(DataConfig):
+    """Data."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK-or-PATH")] = ""
+    """a data set (`osmose list`), or your own folder, .npz or CSV file"""
+
+    def plain(self) -> DataConfig:
+        """The settings themselves; a path is made absolute so that the run can be evaluated from anywhere."""
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(DataConfig)}
+        for key in ("source", "edges"):
+            if values[key] and Path(values[key]).exists() and not (key == "source" and _named(values[key])):
+                values[key] = str(Path(values[key]).resolve())
+        return DataConfig(**values)
+
+
+@dataclass(frozen=True)
+class ModelOptions(ModelConfig):
+    """Model."""
+
+    name: Annotated[str, tyro.conf.arg(name="model", metavar="{" + ",".join(MODELS) + "}")] = "difformer-s"  # type: ignore[assignment]
+    """which model; mean, gcn and mlp are baselines (mean: the attention replaced by the mean over all tokens)"""
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> ModelOptions:
+        """The options that stand for `config`."""
+        return cls(**dataclasses.asdict(config))
+
+    def plain(self) -> ModelConfig:
+        """The settings themselves."""
+        return ModelConfig(**dataclasses.asdict(self))
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is printed."""
+
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """print one JSON object on stdout and nothing else"""
+
+
+FlatOutput = Annotated[Output, tyro.conf.OmitArgPrefixes]
+
+
+def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None = None) -> T:
+    """Parse the arguments of one verb."""
+    extra: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(kind, prog=f"osmose {verb}", args=list(arguments), **extra)
+
+
+def parse_with_recipe(
+    kind: type[T], verb: str, arguments: Sequence[str], adapt: Callable[[T], T], first: Callable[[str], T]
+) -> T:
+    """Parse, look up the defaults that belong to what was chosen, and parse again on top of them.
+
+    `adapt` gives the options' defaults for a parse result; `first` makes options for a source, used so that
+    `osmose VERB TASK --help` shows the recipe of that task.
+    """
+    if "-h" in arguments or "--help" in arguments:
+        source = next((entry for entry in arguments if _named(entry)), None)
+        return parse(kind, verb, arguments, None if source is None else adapt(first(source)))
+    return parse(kind, verb, arguments, adapt(parse(kind, verb, arguments)))
+
+
+def print_json(content: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(content, indent=2))
+
+
+def _named(source: str) -> bool:
+    from osmose.data import names
+
+    return source in names()

@@ -1,0 +1,52 @@
+"""`osmose predict RUN DATA`: classes and probabilities for new rows or nodes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from osmose.cli.options import FlatOutput, Output, parse, print_json
+
+
+@dataclass(frozen=True)
+class PredictCommand:
+    """Apply the best model of a run and write a CSV file: row, predicted class, one probability per class."""
+
+    run: tyro.conf.Positional[Path]
+    """folder of the run"""
+    data: tyro.conf.Positional[Path | None] = None
+    """new rows or nodes, in the format of the training data, labels optional; without it, all nodes of the run's data"""
+    out: Path = Path("predictions.csv")
+    """file to write"""
+    output: FlatOutput = field(default_factory=Output)
+
+
+def main(arguments: list[str]) -> None:
+    """Run the verb."""
+    command = parse(PredictCommand, "predict", arguments)
+    if command.data is not None and not command.data.exists():
+        raise FileNotFoundError(f"predict: no data at {command.data}; expected a folder, .npz or CSV file")
+    if not command.out.parent.is_dir():
+        raise FileNotFoundError(
+            f"predict: --out {command.out}: the folder {command.out.parent} does not exist"
+        )
+    from osmose.tasks.run_folder import RunFolder
+    from osmose.tasks.saved import predict, write_predictions
+
+    found = predict(RunFolder(command.run), command.data)
+    write_predictions(found, command.out)
+    counts = dict(Counter(found.predicted).most_common())
+    if command.output.json:
+        accuracy = found.accuracy
+        print_json(
+            {"out": str(command.out), "rows": len(found.predicted), "counts": counts, "accuracy": accuracy}
+        )
+        return
+    print(f"{len(found.predicted)} rows predicted, written to {command.out}")
+    for name, count in counts.items():
+        print(f"  {name:<20} {count}")
+    if found.accuracy is not None:
+        print(f"  accuracy on the rows that carry a label: {100 * found.accuracy:.2f} %")

@@ -1,0 +1,153 @@
+"""`osmose train TASK-or-PATH`: train on every split and report mean and deviation."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from osmose.cli.options import (
+    DataOptions,
+    FlatOutput,
+    ModelOptions,
+    Output,
+    parse_with_recipe,
+    print_json,
+)
+from osmose.tasks.config import RunConfig, TrainConfig
+from osmose.tasks.recipes import recipe
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Train a model and keep everything in a run folder.
+
+    Options that are not given come from the recipe of the task and model (`osmose train TASK --help` shows it).
+    Ctrl-C saves the state; --resume continues it exactly.
+    """
+
+    data: Annotated[DataOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=DataOptions)
+    model: Annotated[ModelOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=ModelOptions)
+    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
+    out: Path | None = None
+    """run folder; without it runs/TASK-MODEL, or the next free number"""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """continue the run in the folder (without --out: the latest of this task and model)"""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """replace the run that is in the folder"""
+    output: FlatOutput = field(default_factory=Output)
+
+    def config(self) -> RunConfig:
+        """The settings of the run."""
+        return RunConfig(self.data.plain(), self.model.plain(), self.train)
+
+
+def main(arguments: list[str]) -> None:
+    """Run the verb."""
+    command = parse_with_recipe(TrainCommand, "train", arguments, _with_defaults, _for_source)
+    if not command.data.source:
+        raise ValueError(
+            "train: which data? Name a data set (`osmose list`) or give a path: osmose train digits"
+        )
+    if command.resume and command.overwrite:
+        raise ValueError("train: --resume continues the run and --overwrite deletes it; give one of them")
+    config = command.config()
+    config.train.validate()
+    _execute(command, config)
+
+
+def _execute(command: TrainCommand, config: RunConfig) -> None:
+    from osmose.tasks.progress import Reporter
+    from osmose.tasks.run import run
+    from osmose.tasks.run_folder import RunFolder
+    from osmose.tasks.signals import Interrupted, StopRequest
+    from osmose.tasks.sources import is_path
+
+    is_path(config.data.source)
+    folder = RunFolder(_folder(command))
+    try:
+        with StopRequest() as stop, Reporter(quiet=command.output.json) as reporter:
+            result = run(
+                config,
+                folder,
+                resume=command.resume,
+                overwrite=command.overwrite,
+                reporter=reporter,
+                stop=stop,
+            )
+    except Interrupted as interrupted:
+        again = (
+            f"osmose train {shlex.quote(command.data.source)} --out {shlex.quote(str(folder.path))} --resume"
+        )
+        print(f"osmose: {interrupted}. Continue with: {again}", file=sys.stderr)
+        raise SystemExit(130) from None
+    report({"run": str(folder.path), **result}, json=command.output.json)
+
+
+def report(result: dict[str, Any], *, json: bool) -> None:
+    """Print the outcome of a run."""
+    if json:
+        print_json(result)
+        return
+    from rich.console import Console
+
+    from osmose.tasks.evaluate import percent
+
+    console = Console(highlight=False)
+    number = len(result["splits"])
+    spread = f" (mean ± sample deviation over {number} splits)" if number > 1 else ""
+    console.print(f"[bold]{result['source']}[/] ({result['protocol']}), {result['model']}")
+    for note in result["notes"]:
+        console.print(f"  note: {note}", markup=False)
+    console.print(f"  test accuracy        {percent(result['test_accuracy'])} %{spread}")
+    console.print(f"  validation accuracy  {percent(result['valid_accuracy'])} %")
+    console.print(f"  test macro F1        {percent(result['test_macro_f1'])} %")
+    console.print(f"  {result['parameters']:,} parameters, {result['seconds']:.1f} s")
+    console.print(f"  run folder: {result['run']}", soft_wrap=True, markup=False)
+
+
+def _for_source(source: str) -> TrainCommand:
+    return TrainCommand(data=DataOptions(source=source))
+
+
+def _with_defaults(command: TrainCommand) -> TrainCommand:
+    """Defaults for what was chosen: the run's own settings when it is resumed, else the recipe."""
+    if command.resume:
+        from osmose.tasks.run_folder import RunFolder, RunFolderError
+
+        path = _folder(command)
+        folder = RunFolder(path)
+        if not folder.exists:
+            raise RunFolderError(f"nothing to resume: there is no run at {path}")
+        saved = folder.config()
+        data = DataOptions(**dataclasses.asdict(saved.data))
+        return TrainCommand(data, ModelOptions.of(saved.model), saved.train)
+    model, train = recipe(command.data.source, command.model.name)
+    return TrainCommand(model=ModelOptions.of(model), train=train)
+
+
+def _folder(command: TrainCommand) -> Path:
+    if command.out is not None:
+        return command.out
+    title = re.sub(r"[^\w.-]+", "-", Path(command.data.source).stem) or "data"
+    return default_folder(f"{title}-{command.model.name}", resume=command.resume, overwrite=command.overwrite)
+
+
+def default_folder(name: str, *, resume: bool, overwrite: bool) -> Path:
+    """runs/NAME; a finished run there is left alone and runs/NAME-2, -3 ... used. Resume and overwrite take the latest."""
+    base = Path("runs")
+    candidates = [base / name]
+    while candidates[-1].exists():
+        candidates.append(base / f"{name}-{len(candidates) + 1}")
+    free, used = candidates[-1], candidates[:-1]
+    if not used:
+        return free
+    if resume or overwrite or not (used[-1] / "result.json").is_file():
+        return used[-1]
+    return free

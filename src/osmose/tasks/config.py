@@ -1,0 +1,143 @@
+"""Settings of a run: plain data, no torch, documented in place (the text is the command line's help)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from osmose.models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data, read how."""
+
+    source: str
+    """name of a data set (`osmose list`), or the path of a folder, .npz or CSV file"""
+    protocol: str | None = None
+    """how to split a named data set; without it the data set's default"""
+    label: str | None = None
+    """label column of a CSV table"""
+    edges: str | None = None
+    """edge list (CSV or .npy) that belongs to the data"""
+    labels_per_class: int | None = None
+    """number of training labels per class, where the protocol draws them"""
+    split_seed: int = 123
+    """seed of the random splits"""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train."""
+
+    lr: float = 0.01
+    """learning rate of Adam"""
+    weight_decay: float = 5e-4
+    """L2 penalty, added to the gradient before Adam scales it (not AdamW)"""
+    epochs: int = 500
+    """most epochs per split"""
+    patience: int = 100
+    """stop a split after this many epochs without a better validation result; 0: never"""
+    eval_every: int = 1
+    """epochs between evaluations"""
+    batch_size: int | None = None
+    """nodes per random mini-batch (induced subgraph); without it, full batch"""
+    splits: int = 1
+    """number of splits to train on; where the data have fewer, they are used again with the next seed"""
+    seed: int = 0
+    """seed of the first split; split i uses seed + i"""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """mixed precision"""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto: the accelerator if there is one"""
+    threads: int | None = None
+    """CPU threads; without it, torch's choice"""
+    checkpoint_seconds: float = 30.0
+    """seconds between checkpoints (0: after every epoch)"""
+    trackers: tuple[str, ...] = ()
+    """experiment trackers by name: tensorboard, wandb, mlflow ..."""
+
+    def validate(self) -> None:
+        """Raise ValueError for settings that cannot be trained with."""
+        _require(self.lr > 0, "--lr", self.lr, "a positive number")
+        _require(self.weight_decay >= 0, "--weight-decay", self.weight_decay, "0 or more")
+        for name in ("epochs", "eval_every", "splits"):
+            value = getattr(self, name)
+            _require(value >= 1, f"--{name.replace('_', '-')}", value, "1 or more")
+        _require(self.patience >= 0, "--patience", self.patience, "0 (never stop early) or more")
+        _require(self.checkpoint_seconds >= 0, "--checkpoint-seconds", self.checkpoint_seconds, "0 or more")
+        for name in ("batch_size", "threads"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"--{name.replace('_', '-')}", value, "1 or more")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's result."""
+
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """As TOML and JSON can hold it: settings that are None are left out."""
+        return {
+            section: {key: _plain(value) for key, value in values.items() if value is not None}
+            for section, values in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, sections: dict[str, dict[str, Any]]) -> RunConfig:
+        """The inverse of `to_dict`. Raises ValueError for unknown or missing settings."""
+        try:
+            return cls(
+                data=_read(DataConfig, sections["data"]),
+                model=_read(ModelConfig, sections["model"]),
+                train=_read(TrainConfig, sections["train"]),
+            )
+        except KeyError as error:
+            raise ValueError(f"run settings: section or setting {error} is missing") from None
+
+    def differences(self, other: RunConfig, *, ignore: frozenset[str] = frozenset()) -> list[str]:
+        """Settings that differ, as lines `model.hidden: 64, not 32`; `ignore` names settings to pass over."""
+        found = []
+        for section in fields(self):
+            mine, theirs = asdict(getattr(self, section.name)), asdict(getattr(other, section.name))
+            for key, value in mine.items():
+                name = f"{section.name}.{key}"
+                if name not in ignore and _plain(value) != _plain(theirs[key]):
+                    found.append(f"{name}: {value}, not {theirs[key]}")
+        return found
+
+
+# What may change when a run is continued: none of it alters an epoch that was already trained.
+RESUMABLE = frozenset(
+    {
+        "train.splits",
+        "train.threads",
+        "train.checkpoint_seconds",
+        "train.trackers",
+    }
+)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _read(kind: Any, values: dict[str, Any]) -> Any:
+    known = {entry.name for entry in fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"run settings: unknown {kind.__name__} settings {unknown}; known: {sorted(known)}")
+    if kind is DataConfig and "source" not in values:
+        raise KeyError("data.source")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _require(condition: bool, option: str, came: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{option} is {came}; expected {expected}")

@@ -1,0 +1,36 @@
+"""Final metrics of one model on one split, and their mean and deviation over splits."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch.nn.functional as F
+from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor
+
+from osmose.data import Split
+
+
+def final_metrics(logits: Tensor, y: Tensor, split: Split) -> dict[str, float]:
+    """Accuracy, macro F1 and cross-entropy on every part of the split, from one table of logits (n, classes)."""
+    found = {}
+    for part, index in split.parts().items():
+        chosen, target = logits[index], y[index]
+        predicted, true = chosen.argmax(dim=1).cpu().numpy(), target.cpu().numpy()
+        found[f"{part}_accuracy"] = float(accuracy_score(true, predicted))
+        found[f"{part}_macro_f1"] = float(f1_score(true, predicted, average="macro", zero_division=0.0))
+        found[f"{part}_loss"] = F.cross_entropy(chosen, target).item()
+    return found
+
+
+def summary(values: list[float]) -> dict[str, Any]:
+    """Mean and sample standard deviation (ddof = 1; None for a single value)."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "sd": deviation, "ddof": 1, "n": len(values)}
+
+
+def percent(entry: dict[str, Any]) -> str:
+    """`81.5 ± 0.6` from a summary of fractions."""
+    mean = f"{100 * entry['mean']:.1f}"
+    return mean if entry["sd"] is None else f"{mean} ± {100 * entry['sd']:.1f}"

@@ -1,0 +1,90 @@
+"""Settings per task and model. Plain data, no torch; options on the command line override them.
+
+The settings of DIFFormer on the paper's sets are those of the released scripts (<https://arxiv.org/abs/2301.09474>).
+GCN and MLP on citation graphs follow Kipf and Welling (<https://arxiv.org/abs/1609.02907>): lr 0.01, L2 5e-4,
+dropout 0.5, two layers. `mean` always shares the settings of difformer-s: it is the same model without the kernel.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from osmose.models.config import ModelConfig, ModelName
+from osmose.tasks.config import TrainConfig
+
+MODELS: tuple[str, ...] = get_args(ModelName)
+
+_PLANETOID = {"lr": 1e-3, "epochs": 500, "patience": 0, "splits": 5}
+_CLASSIC = {"lr": 1e-2, "weight_decay": 5e-4, "epochs": 500, "patience": 0, "splits": 5}
+_CHAMELEON = {"lr": 1e-2, "epochs": 300, "patience": 0, "splits": 10}
+_NEWS = {"lr": 5e-4, "weight_decay": 0.1, "epochs": 600, "patience": 0, "splits": 5}
+_DIGITS = {"lr": 1e-2, "weight_decay": 5e-4, "epochs": 200, "patience": 60, "splits": 5}
+_NO_NORM = {"residual": False, "layer_norm": False}
+
+# task -> model -> (model settings, training settings); "*" serves the models that are not named.
+_RECIPES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
+    "cora": {
+        "*": ({"hidden": 64, "layers": 8, "dropout": 0.2}, _PLANETOID | {"weight_decay": 0.01}),
+        "difformer-a": ({"hidden": 64, "layers": 8, "dropout": 0.0}, _PLANETOID | {"weight_decay": 0.1}),
+        "gcn": ({"hidden": 64, "layers": 2, "dropout": 0.5}, _CLASSIC),
+        "mlp": ({"hidden": 64, "layers": 2, "dropout": 0.5}, _CLASSIC),
+    },
+    "citeseer": {
+        "*": ({"hidden": 64, "layers": 4, "dropout": 0.2}, _PLANETOID | {"weight_decay": 1.0}),
+        "difformer-a": ({"hidden": 32, "layers": 4, "dropout": 0.2}, _PLANETOID | {"weight_decay": 1.0}),
+        "gcn": ({"hidden": 64, "layers": 2, "dropout": 0.5}, _CLASSIC),
+        "mlp": ({"hidden": 64, "layers": 2, "dropout": 0.5}, _CLASSIC),
+    },
+    "chameleon": {
+        "*": (
+            {"hidden": 128, "layers": 2, "dropout": 0.2, "graph_weight": 0.7, **_NO_NORM},
+            _CHAMELEON | {"weight_decay": 1e-4},
+        ),
+        "difformer-a": (
+            {
+                "hidden": 128,
+                "layers": 3,
+                "dropout": 0.3,
+                "graph_weight": 0.8,
+                "use_weight": True,
+                **_NO_NORM,
+            },
+            _CHAMELEON | {"weight_decay": 1e-3},
+        ),
+        "gcn": ({"hidden": 128, "layers": 2, "dropout": 0.5}, _CHAMELEON | {"weight_decay": 5e-4}),
+        "mlp": ({"hidden": 128, "layers": 2, "dropout": 0.5}, _CHAMELEON | {"weight_decay": 5e-4}),
+    },
+    "20news": {
+        "*": ({"hidden": 300, "layers": 2, "dropout": 0.0, "use_graph": False}, _NEWS),
+        "gcn": ({"hidden": 300, "layers": 2, "dropout": 0.5}, _NEWS | {"weight_decay": 5e-4}),
+        "mlp": ({"hidden": 300, "layers": 2, "dropout": 0.5}, _NEWS | {"weight_decay": 5e-4}),
+    },
+    "digits": {
+        "*": ({"hidden": 64, "layers": 2, "dropout": 0.2}, _DIGITS),
+        "gcn": ({"hidden": 64, "layers": 2, "dropout": 0.5}, _DIGITS),
+        "mlp": ({"hidden": 64, "layers": 2, "dropout": 0.5}, _DIGITS),
+    },
+}
+
+
+def recipe(task: str, model: str) -> tuple[ModelConfig, TrainConfig]:
+    """The settings for `model` on `task`; data without a recipe of their own get the library's defaults.
+
+    Raises ValueError for an unknown model, with the nearest known one.
+    """
+    check_name(model, MODELS, "model")
+    by_model = _RECIPES.get(task, {})
+    model_settings, train_settings = by_model.get(model, by_model.get("*", ({}, {})))
+    return ModelConfig(name=model, **model_settings), TrainConfig(**train_settings)  # type: ignore[arg-type]
+
+
+def check_name(name: str, known: Iterable[str], what: str) -> None:
+    """Raise ValueError unless `name` is known; the message gives the nearest known name and the list."""
+    names = sorted(known)
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"; did you mean '{near[0]}'?" if near else ";"
+    raise ValueError(f"unknown {what} '{name}'{hint} Known: {', '.join(names)}")
