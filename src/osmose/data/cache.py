@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from .errors import DataNotFoundError
+from .errors import DataError, DataNotFoundError
 
 
 def cache_dir() -> Path:
@@ -27,6 +30,33 @@ def cache_dir() -> Path:
             f"cache folder {path} cannot be made ({error}); name a folder that can be written in OSMOSE_CACHE"
         ) from error
     return path
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """A failed write (full disk, no permission) becomes an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"cache folder {cache_dir()} cannot be written ({error}); free some space, or name another folder in "
+            "OSMOSE_CACHE"
+        ) from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` once it is whole."""
+    with writing():
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with open(part, "wb") as file:
+                yield file
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def raw_folders(root: Path | None) -> list[Path]:

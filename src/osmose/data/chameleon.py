@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import http.client
 import urllib.request
 from pathlib import Path
 
 from .arrays import read_npz, splits_of
-from .cache import cache_dir, download_failed, find_raw
+from .cache import cache_dir, download_failed, find_raw, replacing
 from .errors import DataError
 from .graph import canonical
 from .node import NodeData
@@ -50,12 +50,11 @@ def _path(root: Path | None) -> Path:
         return found
     path = cache_dir() / _FILE
     if not path.is_file():
-        part = path.with_suffix(f".{os.getpid()}.part")
         try:
             with urllib.request.urlopen(_URL, timeout=30) as reply:
-                part.write_bytes(reply.read())
-            part.replace(path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
+                content = reply.read()
+        except (OSError, http.client.HTTPException) as error:
             raise download_failed("chameleon", error, _FILE) from error
+        with replacing(path) as part:
+            part.write(content)
     return path

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from .cache import cache_dir, download_failed, find_raw
+from .cache import cache_dir, download_failed, find_raw, replacing
 from .catalog import CATALOG
 from .errors import DataError
 from .graph import knn_graph
 from .node import NodeData
+from .read import load_npz
 from .splits import per_class
 
 TOPICS = [
@@ -69,15 +67,23 @@ def load_newsgroups(
 
 def _vectors(root: Path | None) -> tuple[torch.Tensor, torch.Tensor, list[str], list[float]]:
     path = cache_dir() / _CACHED
-    if root is not None or not path.is_file():
+    arrays = _kept(path) if root is None else None
+    if arrays is None:
         documents, labels = _documents(root)
-        arrays: dict[str, Any] = _vectorize(documents) | {"y": labels}
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as part:
-            np.savez_compressed(part, **arrays)
-        os.replace(part.name, path)
-    with np.load(path, allow_pickle=False) as kept:
-        x, y = torch.from_numpy(kept["x"]), torch.from_numpy(kept["y"])
-        return x, y, kept["words"].tolist(), kept["idf"].tolist()
+        arrays = _vectorize(documents) | {"y": labels}
+        with replacing(path) as part:
+            np.savez_compressed(part, allow_pickle=False, **arrays)
+    words, idf = arrays["words"].tolist(), arrays["idf"].tolist()
+    return torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"]), words, idf
+
+
+def _kept(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays in the cache; None where there are none, or where they are damaged and must be made again."""
+    try:
+        arrays = load_npz(path)
+    except DataError:
+        return None
+    return arrays if set(arrays) == {"x", "y", "words", "idf"} else None
 
 
 def _vectorize(documents: list[str]) -> dict[str, np.ndarray]:
@@ -114,11 +120,11 @@ def _documents(root: Path | None) -> tuple[list[str], np.ndarray]:
 
 def _read_archive(path: Path) -> list[tuple[tuple[str, ...], str]]:
     """((part, topic, number), text) of the messages of the ten topics."""
-    found = []
+    found: list[tuple[tuple[str, ...], str]] = []
     try:
         with tarfile.open(path) as archive:
             for member in archive:
-                name = tuple(member.name.split("/")[-3:])
+                name = _name(member.name)
                 if member.isfile() and len(name) == 3 and name[1] in TOPICS:
                     stream = archive.extractfile(member)
                     assert stream is not None
@@ -137,6 +143,9 @@ def _download() -> list[tuple[tuple[str, ...], str]]:
         )
     except OSError as error:
         raise download_failed("20news", error, _ARCHIVES[-1]) from error
-    return [
-        (tuple(Path(name).parts[-3:]), text) for name, text in zip(found.filenames, found.data, strict=True)
-    ]
+    return [(_name(name), text) for name, text in zip(found.filenames, found.data, strict=True)]
+
+
+def _name(path: str) -> tuple[str, ...]:
+    """(part, topic, number) of a message, from its path."""
+    return Path(path).parts[-3:]

@@ -12,7 +12,7 @@ from torch import Tensor
 from .errors import DataError, some
 
 
-@dataclass
+@dataclass(repr=False)
 class Split:
     """Indices of the nodes to train on, to choose the epoch with, and to report."""
 
@@ -20,12 +20,17 @@ class Split:
     valid: Tensor
     test: Tensor
 
+    def __repr__(self) -> str:
+        return (
+            f"Split(train={self.train.numel()}, valid={self.valid.numel()}, test={self.test.numel()} nodes)"
+        )
+
     def parts(self) -> dict[str, Tensor]:
         """The three parts by name."""
         return {"train": self.train, "valid": self.valid, "test": self.test}
 
 
-@dataclass
+@dataclass(repr=False)
 class NodeData:
     """One set of nodes (rows, documents, images), with or without edges between them.
 
@@ -51,11 +56,18 @@ class NodeData:
     """What the loader did to the data that a user may want to know, one sentence each."""
     ids: list[str] | None = None
     """Names of the nodes from the id column of a table."""
-    refit: Callable[[Split], tuple[Tensor, dict[str, Any]]] | None = field(default=None, repr=False)
+    refit: Callable[[Split], tuple[Tensor, dict[str, Any]]] | None = None
     """Features and preprocessing with statistics from the training rows of a split; None where they have none."""
 
     def __post_init__(self) -> None:
         self.validate()
+
+    def __repr__(self) -> str:
+        edges = "no" if self.edge_index is None else self.edge_index.shape[1]
+        return (
+            f"NodeData({self.name!r}, protocol {self.protocol!r}: {self.num_nodes} nodes, {self.num_features} "
+            f"features, {edges} edges, {self.num_classes} classes, {len(self.splits)} splits)"
+        )
 
     @property
     def num_nodes(self) -> int:

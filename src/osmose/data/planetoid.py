@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .cache import cache_dir, download_failed, find_raw
+from .cache import cache_dir, download_failed, find_raw, writing
 from .catalog import CATALOG
 from .errors import DataError
 from .graph import canonical
@@ -42,18 +42,25 @@ def load_planetoid(
 
     Protocols: `random` draws `labels_per_class` papers a class, 500 for validation and 1000 for test, anew for
     every split; `public` is the one fixed split of Planetoid (https://arxiv.org/abs/1603.08861). Figures of the
-    two protocols do not compare. 15 test papers of CiteSeer have no words: their rows are zero.
+    two protocols do not compare.
+
+    15 papers of CiteSeer are missing in the raw files: no words, no label. They stay in the graph as zero rows,
+    unlabelled; code that takes the first class for them (PyTorch Geometric, and with it published figures)
+    trains and tests on up to 15 labels that nobody gave.
     """
     raw = _raw_data(name, root)
     x = row_normalize(raw.x)
     edge_index, _, notes = canonical(raw.edge_index, None, x.shape[0])
+    y = torch.where(x.sum(1) == 0, -1, raw.y)
+    if bool((y < 0).any()):
+        notes.append(f"{int((y < 0).sum())} papers have neither words nor a label: unlabelled, in no split")
     if protocol == "public":
         masks = (raw.train_mask, raw.val_mask, raw.test_mask)
         drawn = [Split(*(m.nonzero().flatten() for m in masks))]
     else:
         entry = CATALOG[name]
         drawn = per_class(
-            raw.y,
+            y,
             labels_per_class=labels_per_class,
             valid=entry.valid,
             test=entry.test,
@@ -64,7 +71,7 @@ def load_planetoid(
         name=name,
         protocol=protocol,
         x=x,
-        y=raw.y,
+        y=y,
         edge_index=edge_index,
         edge_weight=None,
         splits=drawn,
@@ -93,10 +100,17 @@ def _raw_data(name: str, root: Path | None):
     folder = _FOLDER[name]
     home = cache_dir() / "planetoid"
     raw = find_raw([f"{folder}/raw"], root)
-    if raw is None and (home / folder / "processed").is_dir():
-        return _quiet(Planetoid, home, folder)
-    home.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home) as staging:
+    if raw is None and (home / folder).is_dir():
+        try:
+            return _quiet(Planetoid, home, folder)
+        except Exception as error:
+            raise DataError(
+                f"load({name!r}): {home / folder} cannot be read ({type(error).__name__}: {error}); remove this "
+                "folder, then it is fetched again"
+            ) from error
+    with writing():
+        home.mkdir(exist_ok=True)
+    with writing(), tempfile.TemporaryDirectory(dir=home) as staging:
         if raw is not None:
             shutil.copytree(raw, Path(staging) / folder / "raw", copy_function=shutil.copyfile)
         try:

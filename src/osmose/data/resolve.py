@@ -47,28 +47,33 @@ def load_source(
     """`osmose.data.load`; `drawing` is seed, labels_per_class and knn."""
     if splits is not None and splits < 1:
         raise DataError(f"splits is {splits}; expected at least 1")
-    name = named(source)
-    table_only = {"label": label, "id": id, "ignore": ignore or None}
+    table = {"label": label, "id": id, "ignore": (ignore,) if isinstance(ignore, str) else tuple(ignore)}
+    table_only = table | {"ignore": ignore or None}
+    where, name = f"load({str(source)!r})", named(source)
     if name is not None:
-        _reject(
-            f"load({name!r})",
-            table_only | {"edges": edges, "directed": directed or None},
-            "the user's own data",
-        )
-        return _load_named(
-            name, choose_protocol(name, protocol), splits, None if root is None else Path(root), drawing
-        )
-    path = existing_source(source)
-    edge_path = None if edges is None else Path(edges).expanduser()
-    own = {"protocol": protocol, "splits": splits, "edges": edge_path, "directed": directed, **drawing}
+        _reject(where, table_only | {"edges": edges, "directed": directed or None}, "the user's own data")
+        raw = None if root is None else Path(root)
+        data = _load_named(name, choose_protocol(name, protocol), splits, raw, drawing)
+    else:
+        _reject(where, {"root": root}, "public data sets")
+        path = existing_source(source)
+        if path.is_dir() or path.suffix.lower() == ".npz":
+            _reject(where, table_only, "CSV tables")
+        edge_path = None if edges is None else Path(edges).expanduser()
+        own = {"protocol": protocol, "splits": splits, "edges": edge_path, "directed": directed, **drawing}
+        data = _load_own(path, table, own)
+    if splits is not None and len(data.splits) < splits:
+        data.notes.append(f"{splits} splits asked for; protocol {data.protocol!r} has {len(data.splits)}")
+    return data
+
+
+def _load_own(path: Path, table: dict[str, Any], own: dict[str, Any]) -> NodeData:
     from .own import load_arrays, load_table
 
-    _reject(f"load({str(source)!r})", {"root": root}, "public data sets")
-    if path.is_file() and path.suffix.lower() in TABLES:
-        return load_table(path, label=label, id=id, ignore=tuple(ignore), **own)
     if path.is_dir() or path.suffix.lower() == ".npz":
-        _reject(f"load({str(source)!r})", table_only, "CSV tables")
         return load_arrays(path, **own)
+    if path.suffix.lower() in TABLES:
+        return load_table(path, **table, **own)
     raise DataError(f"{path} is of an unknown kind; expected a .csv (.tsv, .txt), an .npz or a folder")
 
 
