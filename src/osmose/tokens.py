@@ -133,18 +133,14 @@ class Tokens:
     def total(self, like: Tensor | None = None) -> Tensor:
         """Total mass of each set: shape ``()`` or the mass's leading shape, packed ``(..., S)``.
 
-        ``like`` gives dtype and device where the mass is None.
+        ``like`` gives the least precise type allowed, and the device where the mass is None.
         """
-        if self.mass is not None:
-            return self._sum_sets(
-                self.mass.unsqueeze(-1).to(torch.promote_types(self.mass.dtype, torch.float32))
-            )[..., 0]
         dtype = torch.float32 if like is None else torch.promote_types(like.dtype, torch.float32)
-        device = (
-            self.batch.device
-            if like is None and self.batch is not None
-            else (None if like is None else like.device)
-        )
+        if self.mass is not None:
+            dtype = torch.promote_types(dtype, self.mass.dtype)
+            return self._sum_sets(self.mass.unsqueeze(-1).to(dtype))[..., 0]
+        device = self.batch.device if self.batch is not None else None
+        device = device if like is None else like.device
         if self.batch is None:
             return torch.tensor(float(self.n), dtype=dtype, device=device)
         return self.sizes.to(device=device, dtype=dtype)
@@ -278,7 +274,10 @@ def _check_mass(mass: Tensor) -> None:
         raise TypeError(
             f"Tokens: mass has dtype {mass.dtype}; expected a float type. A bool mask goes to mask= (True = keep)."
         )
-    if _eager() and mass.numel() and not (math.isfinite(float(mass.sum())) and float(mass.min()) >= 0):
+    if not _eager() or not mass.numel():
+        return
+    values = mass.detach()
+    if not (math.isfinite(float(values.sum())) and float(values.min()) >= 0):
         raise ValueError(
             "Tokens: mass holds a negative, infinite or NaN value; expected finite masses >= 0 (0 = absent)."
         )

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["EXP", "SIGMOID", "ScoreKernel", "pairwise_product"]
 
-TILE_ROWS, TILE_COLUMNS = 256, 1024  # scores formed at once on a CPU: 1 MB in float32
+TILE_ROWS, TILE_COLUMNS = 512, 512  # scores formed at once on a CPU: 1 MB in float32
 TILE_GPU = 4096  # rows and columns on an accelerator, where launches cost more than memory
 
 

@@ -1,0 +1,209 @@
+"""Operators made of operators: sum, diagonal and scalar scaling, transpose, entrywise product."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .base import Cost, Operator, refuse_past_limit
+from .dense import Dense, Identity
+from .graph import Graph
+from .low_rank import LowRank
+
+ROWS = 256  # rows of a generic entrywise product that are formed at once
+
+
+def _broadcast(what: str, *parts: Operator) -> torch.Size:
+    shapes = [p.shape for p in parts]
+    if any(s[-2:] != shapes[0][-2:] for s in shapes):
+        raise ValueError(
+            f"{what}: shapes {', '.join(str(tuple(s)) for s in shapes)} differ; expected the same (n, m)."
+        )
+    return torch.broadcast_shapes(*shapes)
+
+
+class Sum(Operator):
+    """``A_1 + A_2 + ...``; costs what the terms cost together."""
+
+    def __init__(self, *terms: Operator):
+        self.terms = terms
+        self.shape = _broadcast("Sum", *terms)
+        self._like = torch.empty(0, dtype=_common_dtype(*terms), device=terms[0].device)
+
+    @staticmethod
+    def of(*terms: Operator) -> Sum:
+        return Sum(*(t for term in terms for t in (term.terms if isinstance(term, Sum) else (term,))))
+
+    def _matmul(self, v: Tensor) -> Tensor:
+        return _total(term @ v for term in self.terms)
+
+    def _rmatmul(self, u: Tensor) -> Tensor:
+        return _total(term._rmatmul(u) for term in self.terms)
+
+    def _entries(self, i: Tensor, j: Tensor) -> Tensor:
+        return _total(term._entries(i, j) for term in self.terms)
+
+    def cost(self) -> Cost:
+        return sum((term.cost() for term in self.terms), Cost(0, 0))
+
+    def _name(self) -> str:
+        return " + ".join(term._name() for term in self.terms)
+
+
+def _total(parts) -> Tensor:
+    first, *rest = parts
+    for part in rest:
+        first = first + part
+    return first
+
+
+def _common_dtype(*parts: Operator) -> torch.dtype:
+    dtype = parts[0].dtype
+    for part in parts[1:]:
+        dtype = torch.promote_types(dtype, part.dtype)
+    return dtype
+
+
+class Scaled(Operator):
+    """``scalar diag(left) A diag(right)``: every law has this form. Costs n + m more than ``A``.
+
+    A source with ``right = 0`` is absent exactly, a target with ``left = 0`` receives exactly 0.
+    """
+
+    def __init__(
+        self,
+        inner: Operator,
+        left: Tensor | None = None,
+        right: Tensor | None = None,
+        scalar: float | Tensor | None = None,
+    ):
+        for name, diagonal, size in (("left", left, inner.shape[-2]), ("right", right, inner.shape[-1])):
+            if diagonal is not None and diagonal.shape[-1:] != (size,):
+                raise ValueError(
+                    f"{inner!r}.scale: {name} has shape {tuple(diagonal.shape)}; expected (..., {size})."
+                )
+        self.inner, self.left, self.right, self.scalar = inner, left, right, scalar
+        leads = [d.shape[:-1] for d in (left, right) if d is not None]
+        self.shape = torch.Size((*torch.broadcast_shapes(inner.shape[:-2], *leads), *inner.shape[-2:]))
+        self._like = inner._like
+
+    def _matmul(self, v: Tensor) -> Tensor:
+        return self._times(self.left, self.inner._matmul(self._times(self.right, v)), self.scalar)
+
+    def _rmatmul(self, u: Tensor) -> Tensor:
+        return self._times(self.right, self.inner._rmatmul(self._times(self.left, u)), self.scalar)
+
+    @staticmethod
+    def _times(diagonal: Tensor | None, x: Tensor, scalar: float | Tensor | None = None) -> Tensor:
+        if diagonal is not None:
+            # 0 * inf must be 0: what a mass of 0 hides may hold anything
+            x = torch.where(diagonal.unsqueeze(-1) != 0, x * diagonal.unsqueeze(-1).to(x.dtype), 0.0)
+        return x if scalar is None else x * scalar
+
+    def _entries(self, i: Tensor, j: Tensor) -> Tensor:
+        out = self.inner._entries(i, j)
+        for diagonal, index in ((self.left, i), (self.right, j)):
+            if diagonal is not None:
+                d = diagonal[..., index].to(out.dtype)
+                out = torch.where(d != 0, out * d, 0.0)
+        return out if self.scalar is None else out * self.scalar
+
+    def cost(self) -> Cost:
+        inner = self.inner.cost()
+        return Cost(inner.time + self.shape[-1] + self.shape[-2], inner.memory, inner.quadratic)
+
+    def up_to_row_scale(self, present: Tensor | None = None) -> Operator:
+        return Scaled(self.inner.up_to_row_scale(present), self.left, self.right, self.scalar)
+
+    def _name(self) -> str:
+        return f"Scaled({self.inner._name()})"
+
+
+class Transposed(Operator):
+    """``A^T``: the same products, the other way round."""
+
+    def __init__(self, inner: Operator):
+        self.inner, self._like = inner, inner._like
+        self.shape = torch.Size((*inner.shape[:-2], inner.shape[-1], inner.shape[-2]))
+
+    def _matmul(self, v: Tensor) -> Tensor:
+        return self.inner._rmatmul(v)
+
+    def _rmatmul(self, u: Tensor) -> Tensor:
+        return self.inner._matmul(u)
+
+    def _entries(self, i: Tensor, j: Tensor) -> Tensor:
+        return self.inner._entries(j, i)
+
+    def cost(self) -> Cost:
+        return self.inner.cost()
+
+    @property
+    def mT(self) -> Operator:  # noqa: N802
+        return self.inner
+
+    def _name(self) -> str:
+        return f"{self.inner._name()}.mT"
+
+
+def hadamard(a: Operator, b: Operator) -> Operator:
+    """The entrywise product, at the cheapest cost that the two kinds allow.
+
+    With a graph: a graph of the same support, O(edges). With the identity: the diagonal. Two low-rank
+    operators of ranks r and s: low rank r s. With a dense matrix: dense. Anything else streams over all
+    n m pairs, says so in ``cost()`` and is refused past :func:`~osmose.operators.dense_limit`.
+    """
+    _broadcast("A * B", a, b)
+    for one, other in ((a, b), (b, a)):
+        if isinstance(one, Graph):
+            return one.with_weight(one.weight * other._entries(one.target, one.source))
+        if isinstance(one, Identity):
+            node = torch.arange(one.shape[-1], device=one.device)
+            return Scaled(one, left=other._entries(node, node))
+    if isinstance(a, LowRank) and isinstance(b, LowRank):
+        return a.khatri_rao(b)
+    for one, other in ((a, b), (b, a)):
+        if isinstance(one, Dense):
+            return Dense(one.matrix * other.to_dense())
+    return Hadamard(a, b)
+
+
+class Hadamard(Operator):
+    """An entrywise product with no structure to use. Time n m; memory of a few rows, forward and backward."""
+
+    def __init__(self, a: Operator, b: Operator):
+        self.a, self.b = a, b
+        self.shape = _broadcast("A * B", a, b)
+        self._like = torch.empty(0, dtype=_common_dtype(a, b), device=a.device)
+
+    def _matmul(self, v: Tensor) -> Tensor:
+        blocks = self._row_blocks()
+        return torch.cat([checkpoint(self._row_product, i, v, use_reentrant=False) for i in blocks], -2)
+
+    def _row_product(self, i: Tensor, v: Tensor) -> Tensor:
+        return self._block(i, torch.arange(self.shape[-1], device=self.device)) @ v.to(self.dtype)
+
+    def _rmatmul(self, u: Tensor) -> Tensor:
+        return Hadamard(self.a.mT, self.b.mT)._matmul(u)
+
+    def _row_blocks(self) -> tuple[Tensor, ...]:
+        refuse_past_limit(
+            self.shape.numel(),
+            f"{self!r} @ v",
+            "One part without structure costs n x m here; restrict it to a graph's support.",
+        )
+        return torch.arange(self.shape[-2], device=self.device).split(ROWS)
+
+    def _block(self, i: Tensor, j: Tensor) -> Tensor:
+        return self.a._block(i, j) * self.b._block(i, j)
+
+    def _entries(self, i: Tensor, j: Tensor) -> Tensor:
+        return self.a._entries(i, j) * self.b._entries(i, j)
+
+    def cost(self) -> Cost:
+        part = max((self.a, self.b), key=lambda p: p.cost().time)
+        return Cost(self.shape.numel(), ROWS * self.shape[-1], (f"{self._name()} through {part._name()}",))
+
+    def _name(self) -> str:
+        return f"({self.a._name()} * {self.b._name()})"

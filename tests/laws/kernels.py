@@ -1,0 +1,81 @@
+"""Kernels as functions of points, so that a test can delete, repeat, batch and permute tokens."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from osmose.operators import Dense, Graph, LowRank, Operator, Pairwise, Scaled, ScoreKernel
+from osmose.tokens import Tokens
+
+SOFT_STEP = ScoreKernel.from_function(lambda s: F.softplus(s) + 0.1, name="softplus")
+
+
+def _together(x: Tensor, y: Tensor, targets: Tokens | None, sources: Tokens | None) -> Tensor:
+    if targets is None or sources is None or targets.batch is None or sources.batch is None:
+        return torch.ones(x.shape[-2], y.shape[-2], dtype=torch.bool)
+    return targets.batch[:, None] == sources.batch[None, :]
+
+
+def weights(
+    name: str, x: Tensor, y: Tensor, targets: Tokens | None = None, sources: Tokens | None = None
+) -> Tensor:
+    """The dense kernel, straight from its formula."""
+    scores = x @ y.mT
+    out = {
+        "dense": lambda: (-torch.cdist(x, y).square()).exp() + 0.1,
+        "graph": lambda: torch.where((x[..., :1] > 0) == (y[..., :1] > 0).mT, 1.0 + scores.square(), 0.0),
+        "low_rank": lambda: F.softplus(x) @ F.softplus(y).mT,
+        "exp": scores.exp,
+        "sigmoid": scores.sigmoid,
+        "gaussian": lambda: (-0.7 * torch.cdist(x, y).square() / 2).exp(),
+        "custom": lambda: F.softplus(scores) + 0.1,
+        "sum": lambda: F.softplus(x) @ F.softplus(y).mT + scores.sigmoid(),
+        "khatri_rao": lambda: (F.softplus(x) @ F.softplus(y).mT) * (x.exp() @ y.exp().mT),
+        "low_rank_on_graph": lambda: torch.where(
+            (x[..., :1] > 0) == (y[..., :1] > 0).mT, F.softplus(x) @ F.softplus(y).mT, 0.0
+        ),
+        "streamed_product": lambda: scores.exp() * scores.sigmoid(),
+        "scaled": lambda: (
+            0.5 * x.square().sum(-1).unsqueeze(-1) * scores.sigmoid() * y.square().sum(-1).unsqueeze(-2)
+        ),
+    }[name]()
+    return torch.where(_together(x, y, targets, sources), out, 0.0)
+
+
+def operator(
+    name: str, x: Tensor, y: Tensor, targets: Tokens | None = None, sources: Tokens | None = None
+) -> Operator:
+    """The same kernel as a lazy operator."""
+    sets = {"targets": targets, "sources": sources}
+
+    def low_rank() -> LowRank:
+        return LowRank(F.softplus(x), F.softplus(y), **sets)
+
+    def support(weight) -> Graph:
+        keep = ((x[:, :1] > 0) == (y[:, :1] > 0).mT) & _together(x, y, targets, sources)
+        target, source = keep.nonzero(as_tuple=True)
+        return Graph(torch.stack([source, target]), weight(target, source), x.shape[-2], y.shape[-2])
+
+    makers = {
+        "dense": lambda: Dense(weights(name, x, y, targets, sources)),
+        "graph": lambda: support(lambda t, s: 1.0 + (x[t] * y[s]).sum(-1).square()),
+        "low_rank": low_rank,
+        "exp": lambda: Pairwise(x, y, "exp", **sets),
+        "sigmoid": lambda: Pairwise(x, y, "sigmoid", **sets),
+        "gaussian": lambda: Pairwise.gaussian(x, y, 0.7, **sets),
+        "custom": lambda: Pairwise(x, y, SOFT_STEP, **sets),
+        "sum": lambda: low_rank() + Pairwise(x, y, "sigmoid", **sets),
+        "khatri_rao": lambda: low_rank() * LowRank(x.exp(), y.exp(), **sets),
+        "low_rank_on_graph": lambda: low_rank() * support(lambda t, s: torch.ones(len(t), dtype=x.dtype)),
+        "streamed_product": lambda: Pairwise(x, y, "exp", **sets) * Pairwise(x, y, "sigmoid", **sets),
+        "scaled": lambda: (
+            0.5 * Scaled(Pairwise(x, y, "sigmoid", **sets), x.square().sum(-1), y.square().sum(-1))
+        ),
+    }
+    return makers[name]()
+
+
+ALL = ["dense", "graph", "low_rank", "exp", "sigmoid", "gaussian", "custom", "sum", "khatri_rao", "low_rank_on_graph", "streamed_product", "scaled"]
+BATCHED = [name for name in ALL if "graph" not in name]  # a graph has one set of points
