@@ -28,9 +28,12 @@ class DataOptions(DataConfig):
     def plain(self) -> DataConfig:
         """The settings themselves; a path is made absolute so that the run can be evaluated from anywhere."""
         values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(DataConfig)}
-        for key in ("source", "edges"):
-            if values[key] and Path(values[key]).exists() and not (key == "source" and _named(values[key])):
-                values[key] = str(Path(values[key]).resolve())
+        if _named(values["source"]):
+            values["source"] = values["source"].lower()
+        elif Path(values["source"]).exists():
+            values["source"] = str(Path(values["source"]).resolve())
+        if values["edges"]:
+            values["edges"] = str(Path(values["edges"]).resolve())
         return DataConfig(**values)
 
 
@@ -90,4 +93,4 @@ def print_json(content: Any) -> None:
 def _named(source: str) -> bool:
     from osmose.data import names
 
-    return source in names()
+    return source.lower() in names()

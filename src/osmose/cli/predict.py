@@ -19,6 +19,8 @@ class PredictCommand:
     """folder of the run"""
     data: tyro.conf.Positional[Path | None] = None
     """new rows or nodes, in the format of the training data, labels optional; without it, all nodes of the run's data"""
+    edges: Path | None = None
+    """edge list of the new nodes"""
     out: Path = Path("predictions.csv")
     """file to write"""
     output: FlatOutput = field(default_factory=Output)
@@ -27,8 +29,8 @@ class PredictCommand:
 def main(arguments: list[str]) -> None:
     """Run the verb."""
     command = parse(PredictCommand, "predict", arguments)
-    if command.data is not None and not command.data.exists():
-        raise FileNotFoundError(f"predict: no data at {command.data}; expected a folder, .npz or CSV file")
+    if command.data is None and command.edges is not None:
+        raise ValueError("predict: --edges belongs to new nodes, but no DATA was given")
     if not command.out.parent.is_dir():
         raise FileNotFoundError(
             f"predict: --out {command.out}: the folder {command.out.parent} does not exist"
@@ -36,7 +38,7 @@ def main(arguments: list[str]) -> None:
     from osmose.tasks.run_folder import RunFolder
     from osmose.tasks.saved import predict, write_predictions
 
-    found = predict(RunFolder(command.run), command.data)
+    found = predict(RunFolder(command.run), command.data, command.edges)
     write_predictions(found, command.out)
     counts = dict(Counter(found.predicted).most_common())
     if command.output.json:

@@ -67,9 +67,7 @@ def _execute(command: TrainCommand, config: RunConfig) -> None:
     from osmose.tasks.run import run
     from osmose.tasks.run_folder import RunFolder
     from osmose.tasks.signals import Interrupted, StopRequest
-    from osmose.tasks.sources import is_path
 
-    is_path(config.data.source)
     folder = RunFolder(_folder(command))
     try:
         with StopRequest() as stop, Reporter(quiet=command.output.json) as reporter:
@@ -128,7 +126,7 @@ def _with_defaults(command: TrainCommand) -> TrainCommand:
         saved = folder.config()
         data = DataOptions(**dataclasses.asdict(saved.data))
         return TrainCommand(data, ModelOptions.of(saved.model), saved.train)
-    model, train = recipe(command.data.source, command.model.name)
+    model, train = recipe(command.data.plain().source, command.model.name)
     return TrainCommand(model=ModelOptions.of(model), train=train)
 
 

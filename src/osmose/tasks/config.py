@@ -23,6 +23,14 @@ class DataConfig:
     """edge list (CSV or .npy) that belongs to the data"""
     labels_per_class: int | None = None
     """number of training labels per class, where the protocol draws them"""
+    knn: int | None = None
+    """edges to this many nearest neighbours; without it 5 for digits and 20news, none for your own data"""
+    id: str | None = None
+    """column of a CSV table with the names that an edge list uses; without it `id`, or row numbers from 0"""
+    ignore: tuple[str, ...] = ()
+    """columns of a CSV table to leave out"""
+    directed: bool = False
+    """keep the direction of your own edges; else both directions are stored"""
     split_seed: int = 123
     """seed of the random splits"""
 

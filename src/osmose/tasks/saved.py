@@ -99,7 +99,7 @@ class Predictions:
         return (self.probabilities.argmax(dim=1) == self.labels)[known].float().mean().item()
 
 
-def predict(folder: RunFolder, source: Path | None) -> Predictions:
+def predict(folder: RunFolder, source: Path | None, edges: Path | None = None) -> Predictions:
     """Apply a run's model to new rows or nodes, or with `source` None to all nodes of the run's own data.
 
     New rows are one set of their own: all-pair models let them interact with each other, not with the training rows.
@@ -110,7 +110,7 @@ def predict(folder: RunFolder, source: Path | None) -> Predictions:
         loaded = sources.load(saved.config.data, saved.config.train.splits)
         data = loaded.for_split(saved.split % len(loaded.splits))
     else:
-        data = load_new(source, saved.preprocessing)
+        data = load_new(source, saved.preprocessing, edges=edges)
     _check_channels(saved, data, str(source or saved.config.data.source))
     return Predictions(saved.classes, saved.logits(data).softmax(dim=1), data.y)
 

@@ -64,7 +64,7 @@ def _capture_random(trainer: SplitTrainer) -> tuple[dict[str, Tensor], dict[str,
     mine = {"cpu": torch.get_rng_state()}
     if accelerator.device.type == "cuda":
         mine["cuda"] = torch.cuda.get_rng_state(accelerator.device)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for kind, state in mine.items():
         everyone = accelerator.gather(state.to(accelerator.device)[None]).cpu()
         tensors |= {f"random.{kind}.{rank}": row for rank, row in enumerate(everyone)}

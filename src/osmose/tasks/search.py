@@ -1,0 +1,155 @@
+"""Search over settings with Optuna: the same space and the same number of trials for every model.
+
+Settings are chosen by validation accuracy (ties: lower loss) on the first split or splits; no test node is looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import random
+import statistics
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from osmose.data import NodeData
+from osmose.tasks.config import RunConfig
+from osmose.tasks.devices import make_accelerator
+from osmose.tasks.loop import SplitTrainer, TrainingDivergedError
+from osmose.tasks.progress import Reporter
+from osmose.tasks.signals import Interrupted, StopRequest
+
+SPACE: dict[str, tuple[Any, ...]] = {
+    "lr": (1e-3, 5e-3, 1e-2),
+    "weight_decay": (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+    "dropout": (0.0, 0.2, 0.5),
+    "hidden": (16, 32, 64),
+    "layers": (2, 4, 8, 16),
+}
+"""The paper's grid, with the learning rates of its released scripts."""
+
+_TRAIN = ("lr", "weight_decay")
+
+
+def with_settings(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
+    """`config` with settings of the search space put in their places."""
+    train = {name: value for name, value in settings.items() if name in _TRAIN}
+    model = {name: value for name, value in settings.items() if name not in _TRAIN}
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, **model),
+        train=dataclasses.replace(config.train, **train),
+    )
+
+
+def search(
+    config: RunConfig,
+    data: NodeData,
+    database: Path,
+    *,
+    trials: int,
+    splits: int,
+    seed: int,
+    reporter: Reporter,
+    stop: StopRequest,
+) -> dict[str, Any]:
+    """The best settings of `trials` different ones: {"settings", "valid_accuracy", "valid_loss", "trials"}.
+
+    Every finished trial is in the SQLite `database`; a search that was interrupted goes on where it stopped and gives
+    the same result as one that was not. A trial whose loss is not finite counts, with accuracy 0.
+    Raises Interrupted after a stop request.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    database.parent.mkdir(parents=True, exist_ok=True)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{database}")
+    try:
+        study = optuna.create_study(
+            storage=storage, study_name="search", direction="maximize", load_if_exists=True
+        )
+        for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            study.tell(left.number, state=TrialState.FAIL)
+        while len(done := _complete(study)) < min(trials, _size()):
+            study.sampler = optuna.samplers.TPESampler(seed=seed * 100_003 + len(done))
+            trial = _ask_new(study, done, seed)
+            title = f"{config.data.source} {config.model.name} trial {len(done) + 1} of {trials}"
+            try:
+                accuracy, loss = _validation(
+                    with_settings(config, trial.params), data, splits, reporter, stop, title
+                )
+            except Interrupted:
+                study.tell(trial, state=TrialState.FAIL)
+                raise
+            trial.set_user_attr("valid_loss", loss)
+            study.tell(trial, accuracy)
+            reporter.line(f"{title}: validation {100 * accuracy:.2f} % with {describe(trial.params)}")
+        best = max(_complete(study), key=lambda entry: (entry.value, -entry.user_attrs["valid_loss"]))
+        return {
+            "settings": {name: best.params[name] for name in SPACE},
+            "valid_accuracy": best.value,
+            "valid_loss": best.user_attrs["valid_loss"],
+            "trials": len(done),
+        }
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def describe(settings: dict[str, Any]) -> str:
+    """`lr 0.001, wd 0.01, dropout 0.2, hidden 64, layers 8`."""
+    short = {"weight_decay": "wd"}
+    return ", ".join(f"{short.get(name, name)} {settings[name]:g}" for name in SPACE)
+
+
+def _validation(
+    config: RunConfig, data: NodeData, splits: int, reporter: Reporter, stop: StopRequest, title: str
+) -> tuple[float, float]:
+    """Mean best validation accuracy and loss over the first `splits` splits."""
+
+    def check() -> None:
+        if stop.asked:
+            raise Interrupted("stopped during the search; finished trials are kept")
+
+    accelerator = make_accelerator(config.train)
+    accuracies, losses = [], []
+    try:
+        for index in range(splits):
+            trainer = SplitTrainer(data, config, index, accelerator)
+            reporter.start(title, config.train.epochs)
+            trainer.fit(reporter.epoch, check)
+            accuracies.append(max(trainer.stopping.accuracy, 0.0))
+            losses.append(min(trainer.stopping.loss, 1e9))
+            accelerator.free_memory()
+    except TrainingDivergedError:
+        return 0.0, 1e9
+    finally:
+        accelerator.free_memory()
+    return statistics.fmean(accuracies), statistics.fmean(losses)
+
+
+def _complete(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def _size() -> int:
+    return math.prod(len(values) for values in SPACE.values())
+
+
+def _ask_new(study: optuna.Study, done: list[FrozenTrial], seed: int) -> Trial:
+    """A trial with settings that were not tried before: the sampler's proposal, else a random one."""
+    space: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(values) for name, values in SPACE.items()
+    }
+    tried = {tuple(entry.params[name] for name in SPACE) for entry in done}
+    trial = study.ask(fixed_distributions=space)
+    if tuple(trial.params[name] for name in SPACE) not in tried:
+        return trial
+    study.tell(trial, state=TrialState.FAIL)
+    left = [entry for entry in itertools.product(*SPACE.values()) if entry not in tried]
+    chosen = random.Random(seed * 100_003 + len(done)).choice(left)
+    study.enqueue_trial(dict(zip(SPACE, chosen, strict=True)))
+    return study.ask(fixed_distributions=space)
