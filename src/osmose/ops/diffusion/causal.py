@@ -1,0 +1,78 @@
+"""Causal DIFFormer-s: target i receives from sources j <= i, in linear time by prefix moments.
+
+Tokens are cut into chunks. Inside a chunk the triangle of weights is formed; what comes from earlier chunks
+goes through the running sum of their moments. Decoding token by token with :class:`.state.DiffusionState`
+gives the same values.
+
+Shapes: ``P`` merged leading dimensions, ``G`` chunks of ``L`` tokens, ``d`` key and ``c`` value channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ...tokens import Tokens
+from .normalize import unit_rows
+
+CHUNK = 64
+
+
+def causal_simple_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, sources: Tokens, targets: Tokens, unit: bool = True
+) -> Tensor:
+    """``a_i = sum_{j <= i} m_j (1 + q~_i . k~_j) v_j / sum_{j <= i} m_j (1 + q~_i . k~_j)``.
+
+    Args:
+        q, k: ``(..., n, d)``.
+        v: ``(..., n, c)``.
+        sources: masses ``(..., n)``, and sets: in a packed batch the order is that inside each set.
+        targets: a target of mass 0 gets 0.
+        unit: scale rows of q and k to length 1, else take them as they are.
+
+    Returns:
+        ``(..., n, c)``; 0 where no source with mass has come yet.
+
+    Cost: time ``n (d c + chunk (d + c))``, memory O(n (d + c)) forward and backward. Differentiable twice.
+    """
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    with torch.autocast(v.device.type, enabled=False):
+        q, k = (unit_rows(x) if unit else x.to(dtype) for x in (q, k))
+        values = pad(v.to(dtype), (0, 1), value=1.0)
+        if sources.mass is not None:
+            mass = sources.mass.to(dtype).unsqueeze(-1)
+            k, values = torch.where(mass > 0, k, 0.0), torch.where(mass > 0, mass * values, 0.0)
+        if targets.mass is not None:
+            q = torch.where(targets.mass.unsqueeze(-1) > 0, q, 0.0)
+        q, k = pad(q, (0, 1), value=1.0), pad(k, (0, 1), value=1.0)
+        if sources.packed:
+            q, k, values = targets.sort(q), sources.sort(k), sources.sort(values)
+            sizes = sources.sizes.tolist()
+            parts = zip(*(x.split(sizes, -2) for x in (q, k, values)), strict=True)
+            sums = torch.cat([prefix_product(*part) for part in parts], -2)
+            sums = targets.unsort(sums)
+        else:
+            sums = prefix_product(q, k, values)
+        weight = sums[..., -1:]
+        out = sums[..., :-1] / torch.where(weight == 0, 1.0, weight)
+        if targets.mass is not None:
+            out = torch.where(targets.mass.unsqueeze(-1) > 0, out, 0.0)
+    return out.to(v.dtype)
+
+
+def prefix_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """``sum_{j <= i} (q_i . k_j) v_j`` for ``(..., n, d)``, ``(..., n, d)``, ``(..., n, c)``."""
+    lead, n, c = q.shape[:-2], q.shape[-2], v.shape[-1]
+    if n == 0 or lead.numel() == 0:
+        return q.new_zeros(*lead, n, c)
+    chunk = min(CHUNK, n)
+    fill = -n % chunk
+    q_PGLd, k_PGLd, v_PGLc = (
+        pad(x, (0, 0, 0, fill)).reshape(-1, (n + fill) // chunk, chunk, x.shape[-1]) for x in (q, k, v)
+    )
+    inside = (q_PGLd @ k_PGLd.mT).tril_() @ v_PGLc
+    moments = k_PGLd.mT @ v_PGLc
+    before = pad(moments.cumsum(1)[:, :-1], (0, 0, 0, 0, 1, 0))
+    out = inside + q_PGLd @ before
+    return out.reshape(-1, n + fill, c)[:, :n].reshape(*lead, n, c)

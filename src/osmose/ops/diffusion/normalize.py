@@ -1,0 +1,35 @@
+"""What q~ and k~ are: rows of length 1, one scale for a whole set or batch, or the rows as they came."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NORMALIZATIONS = ("row", "frobenius", "none")
+SCOPES = ("set", "batch")
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Rows divided by their length, in float32 or better; rows without a direction give 0 and gradient 0."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    dead = norm <= torch.finfo(x.dtype).tiny ** 0.5
+    return torch.where(dead, 0.0, x / norm.masked_fill(dead, 1.0))
+
+
+def square_norms(x: Tensor, mass: Tensor | None) -> Tensor:
+    """``m_i |x_i|^2`` of every row in float32 or better; rows of mass 0 count 0 whatever they hold."""
+    square = torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32)).square()
+    return square if mass is None else torch.where(mass > 0, square * mass.to(square.dtype), 0.0)
+
+
+def pool(squares_BHS: Tensor, scope: str, joint_heads: bool) -> Tensor:
+    """Sums of squares over heads (``joint_heads``) and over sets (scope "batch"), spread back to ``(B, H, S)``."""
+    over = ([1] if joint_heads else []) + ([0, 2] if scope == "batch" else [])
+    return squares_BHS.sum(over, keepdim=True).expand_as(squares_BHS) if over else squares_BHS
+
+
+def inverse_norm(squares: Tensor) -> Tensor:
+    """``1 / sqrt(squares)``, and 0 with gradient 0 where there is nothing to scale."""
+    empty = squares <= torch.finfo(squares.dtype).tiny
+    return torch.where(empty, 0.0, squares.masked_fill(empty, 1.0).rsqrt())
