@@ -17,7 +17,7 @@ class PredictCommand:
 
     run: tyro.conf.Positional[Path]
     """folder of the run"""
-    data: tyro.conf.Positional[Path | None] = None
+    data: tyro.conf.Positional[str | None] = None
     """new rows or nodes, in the format of the training data, labels optional; without it, all nodes of the run's data"""
     edges: Path | None = None
     """edge list of the new nodes"""

@@ -99,7 +99,7 @@ class Predictions:
         return (self.probabilities.argmax(dim=1) == self.labels)[known].float().mean().item()
 
 
-def predict(folder: RunFolder, source: Path | None, edges: Path | None = None) -> Predictions:
+def predict(folder: RunFolder, source: str | Path | None, edges: Path | None = None) -> Predictions:
     """Apply a run's model to new rows or nodes, or with `source` None to all nodes of the run's own data.
 
     New rows are one set of their own: all-pair models let them interact with each other, not with the training rows.

@@ -1,0 +1,186 @@
+"""A run continues bit for bit after an interruption, and refuses what would harm it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from osmose.data import NodeData
+from osmose.tasks.checkpoint import CheckpointError
+from osmose.tasks.config import RunConfig
+from osmose.tasks.loop import TrainingDivergedError
+from osmose.tasks.progress import Reporter
+from osmose.tasks.run import run
+from osmose.tasks.run_folder import RunFolder, RunFolderError
+from osmose.tasks.signals import Interrupted, StopRequest
+
+from .engine_helpers import blobs, settings
+
+
+class StopAt(Reporter):
+    """Asks for a stop when a given epoch of a split has been evaluated."""
+
+    def __init__(self, stop: StopRequest, split: int, epoch: int) -> None:
+        super().__init__(quiet=True)
+        self.stop, self.place = stop, (split, epoch)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        if (record["split"], record["epoch"]) == self.place:
+            self.stop.asked = True
+
+
+def interrupt(config: RunConfig, folder: RunFolder, data: NodeData, split: int, epoch: int, **how: Any) -> None:
+    stop = StopRequest()
+    with pytest.raises(Interrupted, match=f"epoch {epoch} of split {split}"):
+        run(config, folder, data=data, stop=stop, reporter=StopAt(stop, split, epoch), **how)
+
+
+def timeless(result: dict[str, Any]) -> dict[str, Any]:
+    """The result without what a clock decides."""
+    splits = [{key: value for key, value in record.items() if key != "seconds"} for record in result["splits"]]
+    return {**result, "seconds": None, "splits": splits}
+
+
+@pytest.mark.parametrize("model", ["difformer-s", "mlp"])
+@pytest.mark.parametrize("batch_size", [None, 17])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, model: str, batch_size: int | None) -> None:
+    data, config = blobs(), settings(model, batch_size=batch_size)
+    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
+    expected = run(config, whole, data=data)
+    interrupt(config, parts, data, 0, 5)
+    torch.manual_seed(99)  # whatever happens in between
+    interrupt(config, parts, data, 1, 7, resume=True)
+    torch.rand(3)
+    result = run(config, parts, data=data, resume=True)
+    assert timeless(result) == timeless(expected)
+    assert parts.metrics_file.read_bytes() == whole.metrics_file.read_bytes()
+    assert parts.model_file.read_bytes() == whole.model_file.read_bytes()
+    assert len(whole.metrics()) == 24
+    assert not parts.checkpoint_file.exists()
+
+
+def test_epochs_after_the_checkpoint_are_trained_again_without_duplicate_lines(tmp_path: Path) -> None:
+    data, config = blobs(), settings()
+    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
+    run(config, whole, data=data)
+    interrupt(config, parts, data, 1, 3)
+    lines = whole.metrics_file.read_text().splitlines(keepends=True)
+    parts.metrics_file.write_text("".join(lines[:20]) + lines[20][:9])  # killed later, in the middle of a line
+    run(config, parts, data=data, resume=True)
+    assert parts.metrics_file.read_bytes() == whole.metrics_file.read_bytes()
+
+
+def test_resume_before_the_first_checkpoint_starts_again(tmp_path: Path) -> None:
+    data, config = blobs(), settings()
+    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
+    expected = run(config, whole, data=data)
+    interrupt(config, parts, data, 0, 4)
+    parts.checkpoint_file.unlink()
+    assert timeless(run(config, parts, data=data, resume=True)) == timeless(expected)
+
+
+def test_interrupted_between_splits(tmp_path: Path) -> None:
+    data, config = blobs(), settings(epochs=6)
+    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
+    expected = run(config, whole, data=data)
+    interrupt(config, parts, data, 0, 6)
+    assert timeless(run(config, parts, data=data, resume=True)) == timeless(expected)
+    assert parts.metrics_file.read_bytes() == whole.metrics_file.read_bytes()
+
+
+def test_run_folder_holds_what_it_promises(tmp_path: Path) -> None:
+    data, folder = blobs(), RunFolder(tmp_path / "deep" / "run")
+    config = settings(patience=3)
+    result = run(config, folder, data=data)
+    names = {entry.name for entry in folder.path.iterdir()}
+    assert names == {"config.toml", "environment.json", "metrics.jsonl", "model.safetensors", "result.json", "figures"}
+    assert folder.config() == config
+    assert (folder.figures / "learning_curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert json.loads((folder.path / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+    for record in result["splits"]:
+        mine = [row for row in folder.metrics() if row["split"] == record["split"]]
+        best = max(mine, key=lambda row: (row["valid_accuracy"], -row["valid_loss"]))
+        assert record["best_epoch"] == best["epoch"]
+        assert record["valid_accuracy"] == pytest.approx(best["valid_accuracy"])
+        assert record["epochs"] in (12, best["epoch"] + 3)
+    tests = torch.tensor([record["test_accuracy"] for record in result["splits"]])
+    assert result["test_accuracy"]["mean"] == pytest.approx(tests.mean().item())
+    assert result["test_accuracy"]["sd"] == pytest.approx(tests.std().item()), "ddof 1"
+
+
+def test_more_splits_than_the_data_have_are_new_seeds(tmp_path: Path) -> None:
+    result = run(settings(splits=3, epochs=3), RunFolder(tmp_path / "run"), data=blobs(splits=1))
+    assert [record["seed"] for record in result["splits"]] == [0, 1, 2]
+    assert len({record["test_loss"] for record in result["splits"]}) == 3
+
+
+def test_an_existing_folder_is_kept(tmp_path: Path) -> None:
+    data, folder = blobs(), RunFolder(tmp_path / "run")
+    run(settings(epochs=2), folder, data=data)
+    before = folder.model_file.read_bytes()
+    with pytest.raises(RunFolderError, match=r"--resume.*--overwrite.*--out"):
+        run(settings(epochs=3), folder, data=data)
+    assert folder.model_file.read_bytes() == before
+    assert len(run(settings(epochs=3), folder, data=data, overwrite=True)["splits"]) == 2
+    assert len(folder.metrics()) == 6
+
+
+def test_overwrite_leaves_a_folder_alone_that_is_not_a_run(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunFolderError, match="not a run; --overwrite leaves it alone"):
+        run(settings(), RunFolder(tmp_path), data=blobs(), overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_resume_refuses_other_settings_other_data_and_damaged_files(tmp_path: Path) -> None:
+    data, config, folder = blobs(), settings(), RunFolder(tmp_path / "run")
+    interrupt(config, folder, data, 0, 5)
+    saved = folder.checkpoint_file.read_bytes()
+    other = replace(config, model=replace(config.model, name="gcn"))
+    with pytest.raises(RunFolderError, match=r"model.name: difformer-s, not gcn"):
+        run(other, folder, data=data, resume=True)
+    with pytest.raises(CheckpointError, match="the data have changed"):
+        run(config, folder, data=blobs(seed=1), resume=True)
+    folder.checkpoint_file.write_bytes(saved[:1000])
+    metrics = folder.metrics_file.read_bytes()
+    with pytest.raises(CheckpointError, match="truncated"):
+        run(config, folder, data=data, resume=True)
+    assert folder.metrics_file.read_bytes() == metrics
+    folder.checkpoint_file.write_bytes(saved)
+    assert len(run(config, folder, data=data, resume=True)["splits"]) == 2
+
+
+def test_resume_of_a_finished_run_gives_its_result_or_adds_splits(tmp_path: Path) -> None:
+    data, folder = blobs(), RunFolder(tmp_path / "run")
+    first = run(settings(epochs=3, splits=1), folder, data=data)
+    assert run(settings(epochs=3, splits=1), folder, data=data, resume=True) == first
+    more = run(settings(epochs=3, splits=2), folder, data=data, resume=True)
+    assert more["splits"][0] == first["splits"][0]
+    assert timeless(more) == timeless(run(settings(epochs=3, splits=2), RunFolder(tmp_path / "new"), data=data))
+    with pytest.raises(RunFolderError, match="more splits"):
+        run(settings(epochs=3, splits=1), folder, data=data, resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice_and_keeps_the_best_model(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(TrainingDivergedError, match=r"at epoch \d+ of split 0: lower --lr \(now 1e\+38\)"):
+        run(settings("mlp", lr=1e38), folder, data=blobs())
+    assert folder.config_file.exists()
+
+
+def test_unknown_tracker_and_missing_precision_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="did you mean 'tensorboard'"):
+        run(settings(trackers=("tensorbord",)), RunFolder(tmp_path / "run"), data=blobs())
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        run(settings(precision="fp16"), RunFolder(tmp_path / "run"), data=blobs())
+    assert not (tmp_path / "run").exists(), "nothing is left behind"
+
+
+def test_tensorboard_and_bf16(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    result = run(settings(precision="bf16", trackers=("tensorboard",), epochs=3), folder, data=blobs())
+    assert list(folder.trackers.rglob("events.out.tfevents*"))
+    assert result["test_accuracy"]["n"] == 2
