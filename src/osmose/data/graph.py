@@ -31,11 +31,10 @@ def canonical(
     if unique.numel() < key.numel():
         notes.append(f"{key.numel() - unique.numel()} duplicate edges merged")
     if not directed:
-        mirror = edges[1] * num_nodes + edges[0]
-        missing = int((~torch.isin(mirror, unique)).sum())
+        missing = int((~torch.isin(unique % num_nodes * num_nodes + unique // num_nodes, unique)).sum())
         if missing:
             notes.append(f"graph made undirected: {missing} reverse edges added")
-        key = torch.cat([key, mirror])
+        key = torch.cat([key, edges[1] * num_nodes + edges[0]])
         weight = None if weight is None else torch.cat([weight, weight])
     unique, inverse = key.unique(return_inverse=True)
     if weight is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import zipfile
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,28 +27,29 @@ def existing(path: Path, what: str) -> Path:
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an `.npz`."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise DataError(
-                    f"{path} is a single array, not an .npz; save it with numpy.savez(path, x=..., y=...)"
-                )
-            return {key: file[key] for key in file.files}
-    except DataError:
-        raise
-    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, SyntaxError) as error:
-        raise _unreadable(path, error, "numpy.savez(path, x=..., y=...)") from error
+    content = _load(path, "numpy.savez(path, x=..., y=...)")
+    if isinstance(content, np.ndarray):
+        raise DataError(
+            f"{path} is a single array, not an .npz; save it with numpy.savez(path, x=..., y=...)"
+        )
+    return content
 
 
 def load_npy(path: Path) -> np.ndarray:
     """The array of a `.npy`."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, SyntaxError) as error:
-        raise _unreadable(path, error, "numpy.save(path, array)") from error
+    array = _load(path, "numpy.save(path, array)")
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path} is an .npz, not a single array; name it .npz or save it with numpy.save")
     return array
+
+
+def _load(path: Path, how: str) -> np.ndarray | dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            return loaded if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
+    except Exception as error:  # a damaged file fails in any of a dozen ways, from zip flags to array headers
+        raise _unreadable(path, error, how) from error
 
 
 def _unreadable(path: Path, error: BaseException, how: str) -> DataError:
@@ -88,7 +89,7 @@ def read_rows(path: Path) -> list[list[str]]:
     first = text.lstrip().split("\n", 1)[0]
     delimiter = max(_DELIMITERS, key=first.count)
     rows, lines = [], []
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             if any(cell.strip() for cell in row):
