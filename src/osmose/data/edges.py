@@ -50,13 +50,12 @@ def from_file(path: Path, num_nodes: int, ids: list[str] | None = None) -> tuple
         raise DataError(f"{path} has {len(rows[0])} columns; expected source, target and, if wanted, weight")
     row_of = {name: i for i, name in enumerate(map(str, range(num_nodes)) if ids is None else ids)}
     first = 1 if _is_header(rows[0], row_of, ids is None) else 0
-    pairs = np.empty((2, len(rows) - first), dtype=np.int64)
-    for e, row in enumerate(rows[first:]):
-        for end in (0, 1):
-            node = row_of.get(row[end])
-            if node is None:
-                raise DataError(_unknown_node(path, first + e, row[end], num_nodes, ids))
-            pairs[end, e] = node
+    ends = [[row_of.get(row[end], -1) for row in rows[first:]] for end in (0, 1)]
+    pairs = np.array(ends, dtype=np.int64)
+    if (pairs < 0).any():
+        edge = int((pairs < 0).any(0).argmax())
+        cell = rows[first + edge][0 if pairs[0, edge] < 0 else 1]
+        raise DataError(_unknown_node(path, first + edge, cell, num_nodes, ids))
     weight = _weights(path, rows[first:]) if len(rows[0]) == 3 else None
     return torch.from_numpy(pairs), weight
 

@@ -133,3 +133,12 @@ def number(cell: str) -> float | None:
         return float(cell)
     except ValueError:
         return None
+
+
+def numbers(cells: list[str]) -> np.ndarray | None:
+    """Cells as float64 with NaN where one is missing; None when a cell is neither missing nor a number."""
+    try:
+        return np.array([cell or "nan" for cell in cells]).astype(np.float64)
+    except ValueError:  # another spelling of missing, or text
+        values = [float("nan") if is_missing(cell) else number(cell) for cell in cells]
+        return None if None in values else np.array(values, dtype=np.float64)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import DataError, nearest, some
-from .read import Table, is_missing, number
+from .read import Table, is_missing, number, numbers
 
 _LABELS = ("label", "labels", "class", "target", "y")
 _IDS = ("id", "node", "node_id")
@@ -123,25 +123,22 @@ def parse(table: Table, features: list[str]) -> tuple[Columns, list[str]]:
     """Numeric where every present cell is a number, else categorical; notes on missing cells."""
     columns, notes, wide = Columns({}, {}, {}), [], []
     for name in features:
-        cells = table.column(name)
-        gaps = [is_missing(c) for c in cells]
-        if all(gaps):
-            notes.append(f"column {name!r} is empty: left out")
+        values = numbers(table.column(name))
+        if values is not None:
+            gaps = int(np.isnan(values).sum())
+            if gaps == len(table):
+                notes.append(f"column {name!r} is empty: left out")
+                continue
+            columns.numeric[name] = _finite(table, name, values)
+            if gaps:
+                notes.append(f"column {name!r}: {gaps} missing numbers set to the mean of the training rows")
             continue
-        if all(gap or number(c) is not None for c, gap in zip(cells, gaps, strict=True)):
-            columns.numeric[name] = _numbers(table, name)
-            if any(gaps):
-                notes.append(
-                    f"column {name!r}: {sum(gaps)} missing numbers set to the mean of the training rows"
-                )
-            continue
-        columns.text[name] = _texts(table, name)
-        kinds = sorted(set(columns.text[name].tolist()) - {""})
-        columns.categories[name] = kinds
-        if len(kinds) > _MOST_CATEGORIES or len(kinds) == len(cells) > 20:
+        columns.text[name] = cells = _texts(table, name)
+        columns.categories[name] = kinds = sorted(set(cells.tolist()) - {""})
+        if len(kinds) > _MOST_CATEGORIES or len(kinds) == len(table) > 20:
             wide.append(f"{name!r} ({len(kinds)})")
-        if any(gaps):
-            notes.append(f"column {name!r}: {sum(gaps)} missing texts, no category set")
+        if gaps := int((cells == "").sum()):
+            notes.append(f"column {name!r}: {gaps} missing texts, no category set")
     if wide:
         raise DataError(
             f"{table.path}: text columns with too many different texts to be categories: {', '.join(wide)} in "
@@ -189,18 +186,23 @@ def apply(table: Table, fitted: dict[str, Any]) -> tuple[Tensor, list[str]]:
 
 
 def _numbers(table: Table, name: str) -> np.ndarray:
-    values = np.empty(len(table))
-    for i, cell in enumerate(table.column(name)):
-        value = float("nan") if is_missing(cell) else number(cell)
-        if value is None:
-            raise DataError(
-                f"{table.path}, column {name!r}, row {i}: {cell!r} is no number; expected one, or empty"
-            )
-        if np.isinf(value):
-            raise DataError(
-                f"{table.path}, column {name!r}, row {i}: {cell!r} is infinite; expected a finite number"
-            )
-        values[i] = value
+    values = numbers(table.column(name))
+    if values is None:
+        cells = enumerate(table.column(name))
+        row, cell = next((i, c) for i, c in cells if not is_missing(c) and number(c) is None)
+        raise DataError(
+            f"{table.path}, column {name!r}, row {row}: {cell!r} is no number; expected one, or empty"
+        )
+    return _finite(table, name, values)
+
+
+def _finite(table: Table, name: str, values: np.ndarray) -> np.ndarray:
+    if np.isinf(values).any():
+        row = int(np.flatnonzero(np.isinf(values))[0])
+        cell = table.column(name)[row]
+        raise DataError(
+            f"{table.path}, column {name!r}, row {row}: {cell!r} is infinite; expected a finite number"
+        )
     return values
 
 
