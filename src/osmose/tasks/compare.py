@@ -198,7 +198,7 @@ def _finish(comparison: Comparison, path: Path, data: NodeData, rows: list[dict[
     figures.comparison(rows, path / "figures" / "comparison.png", title)
     replace_file(path / "table.md", table(result).encode())
     _write(path / "result.json", result)
-    return result
+    return _read(path / "result.json")
 
 
 COLUMNS = ("model", "test, %", "validation, %", "settings", "parameters", "seconds")

@@ -70,6 +70,10 @@ class SplitTrainer:
     def __init__(self, data: NodeData, config: RunConfig, index: int, accelerator: Accelerator) -> None:
         self.index, self.accelerator, self.settings = index, accelerator, config.train
         self._check_processes()
+        if config.model.name == "gcn" and data.edge_index is None:
+            raise ValueError(
+                f"{data.name} has no edges, and gcn needs them: give --edges or --knn, or another --model"
+            )
         number = index % len(data.splits)
         data = move(data.for_split(number), accelerator.device)
         self.data, self.split = data, data.splits[number]

@@ -55,7 +55,6 @@ def run(
         return job.train()
     finally:
         folder.close()
-        accelerator.free_memory()
 
 
 def _check_folder(folder: RunFolder, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
@@ -156,7 +155,8 @@ class _Run:
         seconds = self._seconds()
         record = on_main(self.accelerator, lambda: self._score(trainer, seconds))
         self.elapsed = 0.0
-        self.accelerator.free_memory()
+        if self.accelerator.device.type != "cpu":
+            self.accelerator.free_memory()
         self.reporter.line(
             f"{title}: test {100 * record['test_accuracy']:.2f} %, validation {100 * record['valid_accuracy']:.2f} % "
             f"(epoch {record['best_epoch']} of {record['epochs']}), {seconds:.1f} s"

@@ -123,11 +123,8 @@ def _validation(
             trainer.fit(reporter.epoch, check)
             accuracies.append(max(trainer.stopping.accuracy, 0.0))
             losses.append(min(trainer.stopping.loss, 1e9))
-            accelerator.free_memory()
     except TrainingDivergedError:
         return 0.0, 1e9
-    finally:
-        accelerator.free_memory()
     return statistics.fmean(accuracies), statistics.fmean(losses)
 
 
