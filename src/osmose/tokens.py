@@ -189,11 +189,14 @@ class Tokens:
         """The inverse of :meth:`sort`."""
         return x if self.order is None else x.index_select(dim, torch.argsort(self.order))
 
-    def same_set(self, other: Tokens, device: torch.device | None = None) -> Tensor | None:
-        """``(n, m)`` bool, whether target i and source j share a set; None where all do. Cost n m."""
-        if self.batch is None or other.batch is None:
+    def same_set(
+        self, sources: Tokens, device: torch.device | None = None, rows: Tensor | None = None
+    ) -> Tensor | None:
+        """``(n, m)`` bool, whether target i and source j share a set, or only chosen rows; None where all do."""
+        if self.batch is None or sources.batch is None:
             return None
-        return (self.batch[:, None] == other.batch[None, :]).to(device)
+        targets = self.batch if rows is None else self.batch[rows]
+        return (targets[:, None] == sources.batch[None, :]).to(device)
 
     def pad(self, x: Tensor) -> tuple[Tensor, Tokens]:
         """Packed ``(n, c)`` to padded ``(S, longest, c)``, with its tokens. Padding holds zeros."""

@@ -77,5 +77,18 @@ def operator(
     return makers[name]()
 
 
-ALL = ["dense", "graph", "low_rank", "exp", "sigmoid", "gaussian", "custom", "sum", "khatri_rao", "low_rank_on_graph", "streamed_product", "scaled"]
+ALL = [
+    "dense",
+    "graph",
+    "low_rank",
+    "exp",
+    "sigmoid",
+    "gaussian",
+    "custom",
+    "sum",
+    "khatri_rao",
+    "low_rank_on_graph",
+    "streamed_product",
+    "scaled",
+]
 BATCHED = [name for name in ALL if "graph" not in name]  # a graph has one set of points

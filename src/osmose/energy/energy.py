@@ -28,7 +28,7 @@ class Energy:
 
     Args:
         weight: ``simple``, ``sigmoid``, ``gaussian`` or a :class:`PairWeight`.
-        strength: lambda, all pairs.
+        strength: lambda, all pairs; one number, or one for each set, ``(...)`` or packed ``(S,)``.
         graph, graph_strength: A and lambda_g. Only the symmetric part of A enters; weights must be non-negative.
         source, source_strength: the points x ``(..., n, d)`` and mu.
         tokens: masses and sets; None is one set of mass 1.
@@ -41,20 +41,22 @@ class Energy:
         self,
         weight: str | PairWeight = "simple",
         *,
-        strength: float = 1.0,
+        strength: float | Tensor = 1.0,
         graph: Graph | None = None,
         graph_strength: float = 1.0,
         source: Tensor | None = None,
         source_strength: float = 1.0,
         tokens: Tokens | None = None,
     ):
-        for name, value in (
-            ("strength", strength),
-            ("graph_strength", graph_strength),
-            ("source_strength", source_strength),
-        ):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"Energy: {name} is {value}; expected a finite number >= 0.")
+        strengths = {
+            "strength": strength,
+            "graph_strength": graph_strength,
+            "source_strength": source_strength,
+        }
+        for name, value in strengths.items():
+            value = torch.as_tensor(value)
+            if not bool((torch.isfinite(value) & (value >= 0)).all()):
+                raise ValueError(f"Energy: {name} is {value.tolist()}; expected finite numbers >= 0.")
         if graph is not None and bool((graph.weight < 0).any()):
             raise ValueError("Energy: graph has negative weights; expected weights >= 0.")
         self.weight, self.strength, self.tokens = pair_weight(weight), strength, tokens
@@ -71,7 +73,7 @@ class Energy:
     def potential(self, z: Tensor) -> Tensor:
         """``V(z)`` of each set, ``(...)``, packed ``(S,)``."""
         tokens = self._tokens(z)
-        value = self.strength * self.weight.total(z, tokens) if self.strength else tokens.total(z) * 0
+        value = self.strength * self.weight.total(z, tokens)
         if self.graph is not None:
             # sum_ij m_i m_j A_ij |z_i - z_j|^2 = 2 sum_i m_i z_i . (d_i z_i - (A m z)_i)
             pull = self.graph @ tokens.weigh(torch.cat([z, torch.ones_like(z[..., :1])], -1))
@@ -84,7 +86,12 @@ class Energy:
 
     def kernel(self, z: Tensor) -> Operator:
         """``K = lambda Omega(z) + lambda_g A``, before the row law."""
-        op = self.strength * self.weight.operator(z, self.tokens)
+        op, strength = self.weight.operator(z, self.tokens), torch.as_tensor(self.strength)
+        if strength.ndim:
+            left = self._tokens(z).spread(strength.unsqueeze(-1)).squeeze(-1)
+            op = op.scale(left=left.expand(*left.shape[:-1], z.shape[-2]))
+        else:
+            op = strength.item() * op
         return op if self.graph is None else op + self.graph_strength * self.graph
 
     def step(self, z: Tensor, tau: float | Tensor | None = None) -> Tensor:

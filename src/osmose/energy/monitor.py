@@ -40,20 +40,25 @@ class LayerReport:
 class DescentMonitor:
     """Collects a :class:`LayerReport` for each layer; pass it to a model's ``forward(..., monitor=...)``.
 
-    A layer with its own queries, keys, values or a LayerNorm is not a step of the energy: its reports say
-    ``covered=False`` whatever the numbers do.
+    Args:
+        energy: what to report for layers that are not steps of an energy of their own; None is all pairs with
+            the simple weight. Layers with their own queries, keys, values or a LayerNorm are such: their
+            reports say ``covered=False`` whatever the numbers do.
 
-    Cost a layer: two energies and one product with the kernel.
+    Cost a layer: two energies and one product with the kernel, in float64.
     """
 
-    def __init__(self, energy: Energy):
-        self.energy = energy
+    def __init__(self, energy: Energy | None = None):
+        self.energy = energy or Energy()
         self.reports: list[LayerReport] = []
 
     @torch.no_grad()
-    def __call__(self, before: Tensor, after: Tensor, step: float | Tensor, *, exact: bool = False) -> None:
-        """Record one layer. ``exact``: the layer is a step of this energy."""
-        energy, before, after = self.energy, before.double(), after.double()
+    def __call__(
+        self, before: Tensor, after: Tensor, step: float | Tensor, energy: Energy | None = None
+    ) -> None:
+        """Record one layer. ``energy``: the one that the layer is a step of, if there is one."""
+        exact, energy = energy is not None, energy or self.energy
+        before, after = before.double(), after.double()
         bound = energy.max_step(before)
         inside = energy.inside_domain(before)
         steps = torch.as_tensor(step, dtype=torch.float64).broadcast_to(bound.shape)

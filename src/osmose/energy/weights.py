@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ class PairWeight(ABC):
         domain: largest u for which f is non-negative and non-increasing.
     """
 
-    name: ClassVar[str] | str
+    name: str
     domain: float = math.inf
 
     @abstractmethod

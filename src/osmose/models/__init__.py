@@ -1,0 +1,92 @@
+"""One readable file for each model family, and ``build``, which makes one from its settings.
+
+Every model is called as ``model(x, graph, batch=...)`` where the graph is None, an edge index, or what
+``model.prepare_graph`` made of one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .config import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "GCN",
+    "MLP",
+    "DIFFormer",
+    "DIFFormerConv",
+    "ExactDIFFormer",
+    "ModelConfig",
+    "build",
+    "propagation",
+]
+
+_HOME = {
+    "DIFFormer": "difformer",
+    "DIFFormerConv": "difformer",
+    "ExactDIFFormer": "exact",
+    "GCN": "baselines",
+    "MLP": "baselines",
+    "propagation": "graph_term",
+}
+
+
+def __getattr__(name: str):
+    """Models are imported when asked for: their settings alone need no torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def build(config: ModelConfig, in_channels: int, out_channels: int) -> nn.Module:
+    """The model that ``config`` describes. Settings that its kind does not have are left out.
+
+    Raises:
+        ValueError: an unknown name (with the nearest known one), or sizes that are not positive.
+    """
+    from .baselines import GCN, MLP
+    from .difformer import DIFFormer, Kernel
+    from .exact import ExactDIFFormer
+
+    for name in ("hidden", "layers", "heads"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"ModelConfig: {name} is {getattr(config, name)}; expected at least 1.")
+    sizes = (in_channels, config.hidden, out_channels)
+    common: dict[str, Any] = {"num_layers": config.layers, "dropout": config.dropout}
+    if config.name == "mlp":
+        return MLP(*sizes, **common)
+    if config.name == "gcn":
+        return GCN(*sizes, **common)
+    if config.name == "difformer-exact":
+        graph = 1.0 if config.use_graph else 0.0
+        source = 1.0 if config.use_source else 0.0
+        return ExactDIFFormer(
+            *sizes, **common, alpha=config.alpha, graph_strength=graph, source_strength=source
+        )
+    kernels: dict[str, Kernel] = {"difformer-s": "simple", "difformer-a": "sigmoid", "mean": "mean"}
+    if config.name not in kernels:
+        from difflib import get_close_matches
+
+        known = [*kernels, "difformer-exact", "gcn", "mlp"]
+        nearest = get_close_matches(config.name, known, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"ModelConfig: name is {config.name!r}; expected one of {', '.join(known)}.{hint}")
+    return DIFFormer(
+        *sizes,
+        **common,
+        kernel=kernels[config.name],
+        num_heads=config.heads,
+        alpha=config.alpha,
+        layer_norm=config.layer_norm,
+        residual=config.residual,
+        use_weight=config.use_weight,
+        use_graph=config.use_graph,
+        graph_weight=config.graph_weight,
+        use_source=config.use_source,
+        normalization=config.normalization,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-ModelName = Literal["difformer-s", "difformer-a", "mean", "gcn", "mlp"]
+ModelName = Literal["difformer-s", "difformer-a", "difformer-exact", "mean", "gcn", "mlp"]
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,8 @@ class ModelConfig:
     """What to build: a mixer stack or a baseline, and its sizes."""
 
     name: ModelName = "difformer-s"
-    """difformer-s (linear cost), difformer-a (sigmoid kernel, quadratic time), or a baseline:
+    """difformer-s (linear cost), difformer-a (sigmoid kernel, quadratic time), difformer-exact (tied layers that
+    provably descend their energy), or a baseline:
     mean (the attention replaced by the mean over all tokens), gcn, mlp."""
     hidden: int = 64
     """width of the hidden state"""

@@ -61,9 +61,18 @@ class Pairwise(Operator):
         self._like = q
 
     @classmethod
-    def gaussian(cls, x: Tensor, y: Tensor, beta: float = 1.0, **tokens: Tokens | None) -> Pairwise:
+    def gaussian(
+        cls,
+        x: Tensor,
+        y: Tensor,
+        beta: float = 1.0,
+        *,
+        targets: Tokens | None = None,
+        sources: Tokens | None = None,
+    ) -> Pairwise:
         """``exp(-beta |x_i - y_j|^2 / 2)``. On unit vectors it is ``exp(beta x . y)`` up to a factor."""
-        return cls(*squared_distance_scores(x, y, -beta / 2), "exp", **tokens)
+        q, k = squared_distance_scores(x, y, -beta / 2)
+        return cls(q, k, "exp", targets=targets, sources=sources)
 
     def _matmul(self, v: Tensor) -> Tensor:
         t, s = self.targets, self.sources
@@ -116,16 +125,15 @@ class Pairwise(Operator):
 
     @torch.no_grad()
     def _row_max(self, present: Tensor | None) -> Tensor:
-        parts, j = [], torch.arange(self.shape[-1], device=self.device)
+        parts = []
         for i in torch.arange(self.shape[-2], device=self.device).split(ROWS):
             scores = self.q[..., i, :] @ self.k.mT
             if present is not None:
                 scores = scores.masked_fill(~present.unsqueeze(-2), -torch.inf)
-            if self.targets is not None and self.targets.batch is not None and self.sources is not None:
-                scores = scores.masked_fill(
-                    self.targets.batch[i][:, None] != self.sources.batch[j], -torch.inf
-                )
-            parts.append(scores.amax(-1) if len(j) else scores.new_zeros(scores.shape[:-1]))
+            if self.targets is not None and self.sources is not None:
+                same = self.targets.same_set(self.sources, rows=i)
+                scores = scores if same is None else scores.masked_fill(~same, -torch.inf)
+            parts.append(scores.amax(-1) if self.shape[-1] else scores.new_zeros(scores.shape[:-1]))
         top = torch.cat(parts, -1) if parts else self.q.new_zeros(self.shape[:-1])
         return torch.where(torch.isfinite(top), top, 0.0)
 

@@ -1,0 +1,105 @@
+"""What a diffusion has to beat: a network without neighbours, and one that sees the graph only.
+
+Kipf and Welling, ICLR 2017 (1609.02907) for GCN. The third baseline, the mean over all tokens in place of
+attention, is :class:`~osmose.models.difformer.DIFFormer` with ``kernel="mean"``.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..operators import Operator
+from .graph_term import as_propagation, check_input, propagation
+
+
+class MLP(nn.Module):
+    """``num_layers`` hidden layers of ReLU and dropout, then a linear output; every token for itself.
+
+    Takes the arguments of the graph models and leaves the graph out.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        *,
+        num_layers: int = 1,
+        dropout: float = 0.5,
+    ):
+        super().__init__()
+        widths = [in_channels] + [hidden_channels] * num_layers + [out_channels]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.in_channels, self.dropout = in_channels, dropout
+
+    def prepare_graph(
+        self, edge_index: Tensor, edge_weight: Tensor | None = None, num_nodes: int | None = None
+    ) -> None:
+        """Nothing: there is no graph here."""
+
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: Tensor | Operator | None = None,
+        edge_weight: Tensor | None = None,
+        *,
+        batch: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """``(..., n, c)`` to ``(..., n, out_channels)``."""
+        check_input("MLP", x, self.in_channels, batch, mask)
+        for layer in self.layers[:-1]:
+            x = F.dropout(F.relu(layer(x)), self.dropout, self.training)
+        return self.layers[-1](x)
+
+
+class GCN(nn.Module):
+    """``h <- dropout(relu(A h W))`` ``num_layers - 1`` times, then ``A h W``; A is the symmetric normalised adjacency
+    with loops. Without a graph A is the identity.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        *,
+        num_layers: int = 2,
+        dropout: float = 0.5,
+    ):
+        super().__init__()
+        widths = [in_channels] + [hidden_channels] * (num_layers - 1) + [out_channels]
+        self.weights = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(widths))
+        self.biases = nn.ParameterList(torch.zeros(width) for width in widths[1:])
+        for weight in self.weights.parameters():
+            nn.init.xavier_uniform_(weight)
+        self.in_channels, self.dropout = in_channels, dropout
+
+    def prepare_graph(
+        self, edge_index: Tensor, edge_weight: Tensor | None = None, num_nodes: int | None = None
+    ) -> Operator:
+        """What ``forward`` takes as ``edge_index``, made once instead of in every call."""
+        return propagation(edge_index, edge_weight, num_nodes)
+
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: Tensor | Operator | None = None,
+        edge_weight: Tensor | None = None,
+        *,
+        batch: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """``(n, c)`` to ``(n, out_channels)``; edges join nodes of a set, so ``batch`` changes nothing."""
+        check_input("GCN", x, self.in_channels, batch, mask)
+        graph = as_propagation(edge_index, edge_weight, x, "GCN")
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = F.dropout(x, self.dropout, self.training) if i else x
+            x = weight(x)
+            x = (x if graph is None else graph @ x) + bias
+            x = F.relu(x) if i + 1 < len(self.weights) else x
+        return x

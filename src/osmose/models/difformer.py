@@ -1,0 +1,383 @@
+"""DIFFormer: every layer is a step of a diffusion over all tokens.
+
+    h_0   = dropout(relu(norm(W_in x)))
+    h_k+1 = dropout(norm(alpha (mean_heads(S(h_k) V h_k) + A h_k [+ h_0]) + (1 - alpha) h_k))
+    y     = W_out h_L
+
+Wu et al., ICLR 2023 (2301.09474). S is the law ``row`` on the kernel ``simple`` (``[1, q][1, k]^T``, linear cost) or
+``sigmoid`` (quadratic time, linear memory), or the baseline ``mean``: 1/n for every pair. With the released code's
+Frobenius norm ``simple`` differs from ``mean`` by O(1/n): the baseline tells what the attention adds to it.
+
+Shapes: n tokens, c channels, H heads, d hidden width, B padded sets.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import laws
+from ..energy import DescentMonitor
+from ..operators import LowRank, Operator, Pairwise
+from ..ops.diffusion import diffusion_attention
+from ..tokens import Tokens
+from .graph_term import DegreeOf, as_propagation, check_input, propagation
+
+Kernel = Literal["simple", "sigmoid", "mean"]
+Normalization = Literal["row", "frobenius", "none"]
+KERNELS = ("simple", "sigmoid", "mean")
+
+
+class DIFFormerConv(nn.Module):
+    """All-pair attention with diffusion kernels, averaged over heads; the graph term shares its values.
+
+    Args:
+        in_channels, out_channels: c and d.
+        num_heads: H; every head has width d, the heads are averaged.
+        kernel: ``simple``, ``sigmoid`` or ``mean``.
+        use_weight: a value matrix; without it the value is the input and c must equal d.
+        normalization: of queries and keys. ``row``: unit rows, the paper. ``frobenius``: unit Frobenius norm of the
+            whole matrix over tokens and heads, the released code for ``simple``. ``none``: the released code for ``sigmoid``.
+        norm_scope: tokens that a Frobenius norm runs over: ``set`` (each set alone) or ``batch`` (released code;
+            couples the sets of a batch).
+        graph_weight: 0 adds the graph term; w in (0, 1] gives (1 - w) attention + w graph.
+
+    Cost: ``simple`` and ``mean`` O(n d^2 H), ``sigmoid`` O(n^2 d H) time; memory O(n d H) for all.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_heads: int = 1,
+        *,
+        kernel: Kernel = "simple",
+        use_weight: bool = True,
+        normalization: Normalization = "row",
+        norm_scope: Literal["set", "batch"] = "set",
+        graph_weight: float = 0.0,
+    ):
+        super().__init__()
+        if kernel not in KERNELS:
+            raise ValueError(f"DIFFormerConv: kernel is {kernel!r}; expected one of {', '.join(KERNELS)}.")
+        if not use_weight and in_channels != out_channels:
+            raise ValueError(
+                f"DIFFormerConv: without use_weight the value is the input, so in_channels ({in_channels}) must equal "
+                f"out_channels ({out_channels})."
+            )
+        if not 0 <= graph_weight <= 1:
+            raise ValueError(
+                f"DIFFormerConv: graph_weight is {graph_weight}; expected 0 (add) or a share in (0, 1]."
+            )
+        self.num_heads, self.kernel, self.graph_weight = num_heads, kernel, graph_weight
+        self.normalization, self.norm_scope = normalization, norm_scope
+        wide = num_heads * out_channels
+        self.Wq = nn.Linear(in_channels, wide) if kernel != "mean" else None
+        self.Wk = nn.Linear(in_channels, wide) if kernel != "mean" else None
+        self.Wv = nn.Linear(in_channels, wide) if use_weight else None
+
+    def forward(
+        self,
+        query: Tensor,
+        source: Tensor | None = None,
+        graph: Operator | None = None,
+        *,
+        targets: Tokens | None = None,
+        sources: Tokens | None = None,
+    ) -> Tensor:
+        """Mix ``source (..., m, c)`` into ``query (..., n, c)``; None means the query itself. Gives ``(..., n, d)``."""
+        source, sources = (query, targets) if source is None else (source, sources)
+        v_BHMD = self._heads(source, self.Wv) if self.Wv is not None else source.unsqueeze(-3)
+        attended = self._attend(query, source, v_BHMD, targets, sources).mean(-3)
+        if graph is None:
+            return attended
+        spread = graph @ v_BHMD.mean(-3)  # the graph is the same for all heads: mix their mean
+        w = self.graph_weight
+        return (1 - w) * attended + w * spread if w > 0 else attended + spread
+
+    def _attend(
+        self, query: Tensor, source: Tensor, v_BHMD: Tensor, targets: Tokens | None, sources: Tokens | None
+    ) -> Tensor:
+        if self.kernel == "mean":
+            s = (sources or Tokens(source.shape[-2])).heads()
+            mean = s.mean(v_BHMD).to(v_BHMD.dtype)
+            t = (targets or Tokens(query.shape[-2])).heads()
+            out = t.spread(mean).expand(*v_BHMD.shape[:-2], query.shape[-2], -1)
+            return out if t.mass is None else torch.where(t.mass.unsqueeze(-1) > 0, out, 0.0)
+        return diffusion_attention(
+            self._heads(query, self.Wq),
+            self._heads(source, self.Wk),
+            v_BHMD.expand(*v_BHMD.shape[:-3], self.num_heads, *v_BHMD.shape[-2:]),
+            kernel=self.kernel,
+            normalization=self.normalization,
+            scope=self.norm_scope,
+            targets=targets and targets.heads(),
+            sources=sources and sources.heads(),
+        )
+
+    def _heads(self, x: Tensor, linear: nn.Linear | None) -> Tensor:
+        assert linear is not None
+        return linear(x).unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
+
+    def attention(
+        self,
+        query: Tensor,
+        source: Tensor | None = None,
+        *,
+        targets: Tokens | None = None,
+        sources: Tokens | None = None,
+    ) -> Operator:
+        """The attention of every head as a lazy operator ``(..., H, n, m)``: ask it for rows, blocks, products.
+
+        Its rows sum to 1 where there is a source. The graph term is not part of it.
+        """
+        source, sources = (query, targets) if source is None else (source, sources)
+        t, s = (targets or Tokens(query.shape[-2])).heads(), (sources or Tokens(source.shape[-2])).heads()
+        if self.kernel == "mean":
+            ones = (query.new_ones(*x.shape[:-2], 1, x.shape[-2], 1) for x in (query, source))
+            return laws.row(LowRank(*ones, targets=t, sources=s), targets=t, sources=s)
+        q = _normalised(self._heads(query, self.Wq), self.normalization, self.norm_scope, t)
+        k = _normalised(self._heads(source, self.Wk), self.normalization, self.norm_scope, s)
+        if self.kernel == "sigmoid":
+            return laws.row(Pairwise(q, k, "sigmoid", targets=t, sources=s), targets=t, sources=s)
+        one_q, one_k = torch.ones_like(q[..., :1]), torch.ones_like(k[..., :1])
+        kernel = LowRank(torch.cat([one_q, q], -1), torch.cat([one_k, k], -1), targets=t, sources=s)
+        return laws.row(kernel, targets=t, sources=s)
+
+
+def _normalised(x_BHND: Tensor, how: Normalization, scope: str, tokens: Tokens) -> Tensor:
+    if how == "none":
+        return x_BHND
+    square = x_BHND.square().sum(-1, keepdim=True)
+    if how == "frobenius":
+        if tokens.mass is not None:
+            square = torch.where(tokens.mass.unsqueeze(-1) > 0, square, 0.0)
+        square = square.sum(-3, keepdim=True)  # over heads, as the released code
+        if scope == "batch":
+            square = square.sum()
+        else:
+            sets = Tokens(tokens.n, None, tokens.batch, tokens.num_sets)
+            square = sets.spread(sets.sum(square))
+    return x_BHND * torch.where(square > 0, square, 1.0).rsqrt().to(x_BHND.dtype)
+
+
+class DIFFormer(nn.Module):
+    """DIFFormer for one set of nodes, padded or packed batches of sets, and cross use as an encoder.
+
+    Args:
+        in_channels, hidden_channels, out_channels: sizes of features, state and output.
+        num_layers: number of diffusion steps after the input layer.
+        num_heads, kernel, use_weight, normalization, norm_scope, graph_weight: see :class:`DIFFormerConv`.
+        dropout: probability, after the input layer and every step.
+        alpha: step size in [0, 1].
+        layer_norm: LayerNorm after the input layer and every step (``use_bn`` of the released code).
+        residual: keep ``(1 - alpha) h``; without it the mixed state replaces the old one.
+        use_graph: take the graph term where a graph is given.
+        use_source: add the input state in every step.
+        activation: ReLU in every step after the norm (the released model for batches of graphs).
+        degree: see :func:`~osmose.models.graph_term.propagation`.
+
+    Parameter names are those of the released code (``fcs``, ``bns``, ``convs.i.Wq`` ...).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        *,
+        num_layers: int = 2,
+        num_heads: int = 1,
+        kernel: Kernel = "simple",
+        dropout: float = 0.2,
+        alpha: float = 0.5,
+        layer_norm: bool = True,
+        residual: bool = True,
+        use_weight: bool = False,
+        use_graph: bool = True,
+        graph_weight: float = 0.0,
+        use_source: bool = False,
+        activation: bool = False,
+        normalization: Normalization = "row",
+        norm_scope: Literal["set", "batch"] = "set",
+        degree: DegreeOf = "weighted",
+    ):
+        super().__init__()
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"DIFFormer: alpha is {alpha}; expected a step size in [0, 1].")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"DIFFormer: dropout is {dropout}; expected a probability in [0, 1).")
+        d, self.in_channels = hidden_channels, in_channels
+        self.fcs = nn.ModuleList([nn.Linear(in_channels, d), nn.Linear(d, out_channels)])
+        self.bns = nn.ModuleList([nn.LayerNorm(d) for _ in range(num_layers + 1)])
+        self.convs = nn.ModuleList(
+            DIFFormerConv(
+                d,
+                d,
+                num_heads,
+                kernel=kernel,
+                use_weight=use_weight,
+                normalization=normalization,
+                norm_scope=norm_scope,
+                graph_weight=graph_weight,
+            )
+            for _ in range(num_layers)
+        )
+        self.dropout, self.alpha, self.layer_norm, self.residual = dropout, alpha, layer_norm, residual
+        self.use_graph, self.use_source, self.activation, self.degree = (
+            use_graph,
+            use_source,
+            activation,
+            degree,
+        )
+
+    def prepare_graph(
+        self, edge_index: Tensor, edge_weight: Tensor | None = None, num_nodes: int | None = None
+    ) -> Operator | None:
+        """What ``forward`` takes as ``edge_index``, made once instead of in every call; None if unused."""
+        return propagation(edge_index, edge_weight, num_nodes, degree=self.degree) if self.use_graph else None
+
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: Tensor | Operator | None = None,
+        edge_weight: Tensor | None = None,
+        *,
+        batch: Tensor | None = None,
+        mask: Tensor | None = None,
+        monitor: DescentMonitor | None = None,
+    ) -> Tensor:
+        """Outputs ``(..., n, out_channels)``.
+
+        Args:
+            x: ``(n, c)``, or padded ``(B, n, c)``.
+            edge_index: ``(2, e)``, or what :meth:`prepare_graph` made. Not for padded x.
+            edge_weight: ``(e,)``, with an edge index only.
+            batch: ``(n,)``, the set of each token; sets do not see each other.
+            mask: bool ``(B, n)``, True = keep.
+            monitor: called with the state before and after every step.
+
+        Raises:
+            ValueError: a shape that does not fit; a graph with padded x.
+        """
+        return self.fcs[1](self.encode(x, edge_index, edge_weight, batch=batch, mask=mask, monitor=monitor))
+
+    def encode(
+        self,
+        x: Tensor,
+        edge_index: Tensor | Operator | None = None,
+        edge_weight: Tensor | None = None,
+        *,
+        source: Tensor | None = None,
+        batch: Tensor | None = None,
+        mask: Tensor | None = None,
+        source_batch: Tensor | None = None,
+        source_mask: Tensor | None = None,
+        monitor: DescentMonitor | None = None,
+    ) -> Tensor:
+        """The state before the output layer, ``(..., n, d)``.
+
+        With ``source (..., m, c)`` the diffusion is bipartite: the tokens of x take from the source tokens, whose
+        state stays that of the input layer. Then there is no graph term.
+        """
+        channels = self.in_channels
+        targets = check_input("DIFFormer", x, channels, batch, mask)
+        h = first = self._input(x)
+        y, sources, graph = None, targets, None
+        if source is not None:
+            if edge_index is not None:
+                raise ValueError(
+                    "DIFFormer: source and edge_index were given; the graph term has no meaning between two sets."
+                )
+            sources = check_input("DIFFormer source", source, channels, source_batch, source_mask)
+            y = self._input(source)
+        elif self.use_graph and edge_index is not None:
+            if x.ndim == 3:
+                raise ValueError(
+                    "DIFFormer: a graph goes with x of shape (n, c); pack the batch and pass batch=."
+                )
+            if isinstance(edge_index, Tensor):
+                edge_index, edge_weight = (
+                    propagation(edge_index, edge_weight, x.shape[-2], degree=self.degree, dtype=x.dtype),
+                    None,
+                )
+            graph = as_propagation(edge_index, edge_weight, x, "DIFFormer")
+        for conv, norm in zip(self.convs, self.bns[1:], strict=True):
+            before = h
+            h = conv(h, y, graph, targets=targets, sources=sources)
+            if self.use_source:
+                h = h + first
+            if self.residual:
+                h = torch.lerp(before, h, self.alpha)
+            if self.layer_norm:
+                h = norm(h)
+            if self.activation:
+                h = F.relu(h)
+            if monitor is not None:
+                monitor(before, h, self.alpha)
+            h = F.dropout(h, self.dropout, self.training)
+        return h
+
+    def _input(self, x: Tensor) -> Tensor:
+        h = self.fcs[0](x)
+        h = F.relu(self.bns[0](h) if self.layer_norm else h)
+        return F.dropout(h, self.dropout, self.training)
+
+    @classmethod
+    def from_official(
+        cls, checkpoint: str | Path | dict[str, Tensor], *, prefix: str = "", **settings
+    ) -> DIFFormer:
+        """A model with the weights of the authors' code.
+
+        Args:
+            checkpoint: a ``.pt`` / ``.pth`` / ``.safetensors`` file, or its state dict.
+            prefix: of the parameter names, ``gnn_node.`` for their particle model.
+            settings: what weights do not tell (kernel, alpha, residual, graph_weight, ...). Normalisation, its scope
+                and degrees default to the released code's.
+
+        Raises:
+            ValueError: the names are not those of a DIFFormer; it lists the first that are missing.
+        """
+        state = checkpoint if isinstance(checkpoint, dict) else _read_state(Path(checkpoint))
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        missing = [
+            name
+            for name in ("fcs.0.weight", "fcs.1.weight", "bns.0.weight", "convs.0.Wq.weight")
+            if name not in state
+        ]
+        if missing:
+            raise ValueError(
+                f"DIFFormer.from_official: the checkpoint has no {', '.join(missing)} under prefix {prefix!r}; "
+                f"it holds {', '.join(sorted(state)[:5]) or 'nothing'}. Particle models need prefix='gnn_node.'."
+            )
+        hidden, in_channels = state["fcs.0.weight"].shape
+        kernel = settings.get("kernel", "simple")
+        released = {
+            "normalization": "frobenius" if kernel == "simple" else "none",
+            "norm_scope": "batch",
+            "degree": "in_degree",
+        }
+        model = cls(
+            in_channels,
+            hidden,
+            state["fcs.1.weight"].shape[0],
+            num_layers=1 + max(int(name.split(".")[1]) for name in state if name.startswith("convs.")),
+            num_heads=state["convs.0.Wq.weight"].shape[0] // hidden,
+            use_weight="convs.0.Wv.weight" in state,
+            **(released | settings),
+        ).to(state["fcs.0.weight"].dtype)
+        own = model.state_dict()
+        model.load_state_dict({name: value for name, value in state.items() if name in own})
+        return model
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,0 +1,208 @@
+"""Models: batches, masks, cross use, the attention operator, the exact mode, settings and errors."""
+
+import pytest
+import torch
+
+from osmose.energy import DescentMonitor
+from osmose.models import MLP, DIFFormer, DIFFormerConv, ExactDIFFormer, ModelConfig, build
+from osmose.tokens import Tokens
+
+F64 = torch.float64
+NAMES = ["difformer-s", "difformer-a", "difformer-exact", "mean", "gcn", "mlp"]
+
+
+def model_of(name, **settings):
+    torch.manual_seed(0)
+    return build(ModelConfig(name=name, hidden=8, layers=3, **settings), 5, 4).double().eval()
+
+
+def batch_of_graphs(sizes=(4, 1, 6), seed=0):
+    g = torch.Generator().manual_seed(seed)
+    edges, start = [], 0
+    for n in sizes:
+        one = torch.randint(0, n, (2, 2 * n), generator=g)
+        edges.append(torch.unique(torch.cat([one, one.flip(0)], 1), dim=1) + start)
+        start += n
+    batch = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    return torch.randn(start, 5, dtype=F64, generator=g), edges, batch
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_source": True, "graph_weight": 0.5, "heads": 2, "use_weight": True}]
+)
+def test_a_graph_alone_equals_the_graph_in_a_batch(name, settings):
+    x, edges, batch = batch_of_graphs()
+    model = model_of(name, **settings)
+    together = model(x, torch.cat(edges, 1), batch=batch)
+    start = 0
+    for s, e in enumerate(edges):
+        alone = model(x[batch == s], e - start)
+        torch.testing.assert_close(together[batch == s], alone)
+        start += int((batch == s).sum())
+    shuffle = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
+    back = torch.argsort(shuffle)
+    torch.testing.assert_close(
+        model(x[shuffle], back[torch.cat(edges, 1)], batch=batch[shuffle]), together[shuffle]
+    )
+
+
+@pytest.mark.parametrize("name", ["difformer-s", "difformer-a", "difformer-exact", "mean", "mlp"])
+def test_padded_equals_packed(name):
+    x, _, batch = batch_of_graphs()
+    tokens = Tokens.of(x, batch=batch)
+    padded, t = tokens.pad(x)
+    model = model_of(name)
+    got = model(padded + 7 * (t.mass == 0).unsqueeze(-1), mask=t.mass > 0)
+    torch.testing.assert_close(tokens.unpad(got), model(x, batch=batch))
+
+
+@pytest.mark.parametrize("kernel", ["simple", "sigmoid", "mean"])
+@pytest.mark.parametrize("normalization", ["row", "frobenius", "none"])
+@pytest.mark.parametrize("layout", ["one set", "packed", "padded"])
+def test_the_attention_operator_is_what_the_layer_applies(kernel, normalization, layout):
+    torch.manual_seed(0)
+    conv = DIFFormerConv(5, 4, 3, kernel=kernel, normalization=normalization).double()
+    x, _, batch = batch_of_graphs()
+    tokens = Tokens.of(x, batch=batch)
+    t = {"one set": None, "packed": tokens, "padded": tokens.pad(x)[1]}[layout]
+    x = tokens.pad(x)[0] if layout == "padded" else x
+    attention = conv.attention(x, targets=t)
+    v = conv._heads(x, conv.Wv)
+    torch.testing.assert_close((attention @ v).mean(-3), conv(x, targets=t))
+    rows = attention.row_sum()
+    if layout == "padded":
+        present = (t.mass > 0).unsqueeze(1).expand_as(rows)
+        assert (rows[~present] == 0).all()
+        rows = rows[present]
+    torch.testing.assert_close(rows, torch.ones_like(rows))
+    assert attention.rows(torch.tensor([0])).shape[-2:] == (1, x.shape[-2])
+
+
+def test_cross_use_takes_from_the_source_only():
+    model = model_of("difformer-s")
+    x, y = torch.randn(3, 5, dtype=F64), torch.randn(7, 5, dtype=F64)
+    out = model.encode(x, source=y)
+    assert out.shape == (3, 8)
+    torch.testing.assert_close(model.encode(x[:1], source=y), out[:1])  # targets do not see each other
+    assert not torch.allclose(model.encode(x, source=y[:5]), out)
+    padded = model.encode(
+        x.expand(2, 3, 5), source=y.expand(2, 7, 5), source_mask=torch.ones(2, 7, dtype=torch.bool)
+    )
+    torch.testing.assert_close(padded[1], out)
+    with pytest.raises(ValueError, match="no meaning between two sets"):
+        model.encode(x, torch.zeros(2, 0, dtype=torch.long), source=y)
+
+
+@pytest.mark.parametrize("weight", ["simple", "sigmoid", "gaussian"])
+@pytest.mark.parametrize("layout", ["one set", "packed", "padded"])
+def test_exact_mode_descends_for_any_weights(weight, layout):
+    for seed in range(10):
+        torch.manual_seed(seed)
+        model = (
+            ExactDIFFormer(5, 8, 4, num_layers=6, weight=weight, alpha=0.9, strength=10.0 ** (seed % 4 - 2))
+            .double()
+            .eval()
+        )
+        x, edges, batch = batch_of_graphs(seed=seed)
+        monitor = DescentMonitor()
+        tokens = Tokens.of(x, batch=batch)
+        if layout == "padded":
+            padded, t = tokens.pad(x)
+            model(10 * padded, mask=t.mass > 0, monitor=monitor)
+        else:
+            model(10 * x, torch.cat(edges, 1), batch=batch if layout == "packed" else None, monitor=monitor)
+        assert len(monitor.reports) == 6
+        for report in monitor.reports:
+            assert report.covered, report
+            assert report.change <= 1e-12, report
+        assert monitor.reports[-1].energy < monitor.reports[0].energy
+
+
+def test_monitor_on_the_learned_model_promises_nothing():
+    model, monitor = model_of("difformer-s"), DescentMonitor()
+    x, edges, _ = batch_of_graphs()
+    model(x, torch.cat(edges, 1), monitor=monitor)
+    assert len(monitor.reports) == 3
+    assert not any(report.covered for report in monitor.reports)
+    assert not all(report.inside_domain for report in monitor.reports)  # LayerNorm leaves the sphere
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_models_train_save_and_load(name, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(0)
+    config = ModelConfig(name=name, hidden=8, layers=2, dropout=0.0)
+    model = build(config, 5, 4)
+    x, edges, _ = batch_of_graphs()
+    x, graph, y = x.float(), model.prepare_graph(torch.cat(edges, 1), None, len(x)), torch.arange(len(x)) % 4
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x, graph), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    save_file(model.state_dict(), tmp_path / "m.safetensors")
+    other = build(config, 5, 4)
+    other.load_state_dict(load_file(tmp_path / "m.safetensors"))
+    assert other.eval()(x, graph).equal(model.eval()(x, graph))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_isolated_nodes_and_empty_sets_do_not_crash(name):
+    model = model_of(name)
+    no_edges = torch.zeros(2, 0, dtype=torch.long)
+    assert torch.isfinite(model(torch.randn(3, 5, dtype=F64), no_edges)).all()
+    assert model(torch.zeros(0, 5, dtype=F64), no_edges).shape == (0, 4)
+    out = model(torch.randn(3, 5, dtype=F64), batch=torch.tensor([0, 4, 4]))
+    assert torch.isfinite(out).all()
+
+
+def test_frobenius_attention_is_nearly_uniform_and_row_is_not():
+    """Why `mean` is the baseline: total variation from uniform falls like 1/n for the released normalisation."""
+    torch.manual_seed(0)
+    x = torch.randn(2000, 16, dtype=F64)
+    far = {}
+    for normalization in ("row", "frobenius"):
+        conv = DIFFormerConv(16, 16, kernel="simple", normalization=normalization).double()
+        row = conv.attention(x).rows(torch.arange(20))
+        far[normalization] = 0.5 * (row - 1 / 2000).abs().sum(-1).mean()
+    assert far["frobenius"] < 2e-4
+    assert far["row"] > 2e-2
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: build(ModelConfig(name="difformer"), 5, 4), "Did you mean 'difformer-s'"),
+        (lambda: build(ModelConfig(hidden=0), 5, 4), "hidden is 0"),
+        (lambda: DIFFormerConv(5, 4, kernel="softmax"), "simple, sigmoid, mean"),
+        (lambda: DIFFormerConv(5, 4, use_weight=False), "must equal"),
+        (lambda: DIFFormerConv(5, 5, graph_weight=2.0), "graph_weight is 2.0"),
+        (lambda: DIFFormer(5, 4, 3, alpha=2.0), "alpha is 2.0"),
+        (lambda: DIFFormer(5, 4, 3, dropout=1.0), "dropout is 1.0"),
+        (lambda: ExactDIFFormer(5, 4, 3, alpha=0.0), "alpha is 0.0"),
+        (lambda: DIFFormer(5, 4, 3)(torch.zeros(7, 6)), r"expected \(n, 5\)"),
+        (lambda: MLP(5, 4, 3)(torch.zeros(7, 6)), r"expected \(n, 5\)"),
+        (
+            lambda: DIFFormer(5, 4, 3)(torch.zeros(2, 7, 5), batch=torch.zeros(7, dtype=torch.long)),
+            "pass mask",
+        ),
+        (
+            lambda: DIFFormer(5, 4, 3)(torch.zeros(2, 7, 5), torch.zeros(2, 0, dtype=torch.long)),
+            "pack the batch",
+        ),
+        (lambda: DIFFormer(5, 4, 3)(torch.zeros(7, 5), torch.tensor([[0], [9]])), "expected 0 to 6"),
+        (
+            lambda: DIFFormer(5, 4, 3)(torch.zeros(7, 5), batch=torch.zeros(6, dtype=torch.long)),
+            r"expected \(7,\)",
+        ),
+    ],
+)
+def test_bad_input_says_what_to_do(call, says):
+    with pytest.raises((ValueError, TypeError), match=says):
+        call()
