@@ -119,6 +119,11 @@ def test_edge_list(tmp_path, text, ids, edges, weight):
             ["node1", "node2"],
             r"'node4' is not in the id column; did you mean 'node",
         ),
+        (
+            "node3,node4\nnode1,node2\n",
+            ["node1", "node2"],
+            r"edge line 1: node 'node3' is not in.*should say source",
+        ),
         ("0,1,2,3\n", None, r"has 4 columns; expected source, target"),
         ("0,1,heavy\n", None, r"edge weight 'heavy' is no number"),
         ("0\n", None, r"has 1 columns"),

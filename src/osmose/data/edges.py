@@ -11,6 +11,10 @@ from torch import Tensor
 from .errors import DataError, nearest
 from .read import existing, load_npy, number, read_rows
 
+_HEADER = frozenset(
+    "source target src dst from to node1 node2 id1 id2 start end head tail u v i j a b".split()
+)
+
 
 def from_array(array: np.ndarray, where: str, num_nodes: int) -> Tensor:
     """(2, e) int64 from an integer array (2, e) or (e, 2); of shape (2, 2), rows are source and target."""
@@ -61,15 +65,21 @@ def from_file(path: Path, num_nodes: int, ids: list[str] | None = None) -> tuple
 
 
 def _is_header(row: list[str], row_of: dict[str, int], numbered: bool) -> bool:
+    """Where nodes are row numbers a line without numbers is a header; among names only the usual words are."""
     if row[0] in row_of or row[1] in row_of:
         return False
-    return not (numbered and any(number(cell) is not None for cell in row[:2]))
+    if numbered:
+        return all(number(cell) is None for cell in row[:2])
+    return all(cell.lower() in _HEADER for cell in row[:2])
 
 
 def _unknown_node(path: Path, line: int, cell: str, num_nodes: int, ids: list[str] | None) -> str:
     where = f"{path}, edge line {line + 1}: node {cell!r}"
     if ids is not None:
-        return f"{where} is not in the id column{nearest(cell, ids)}; give every node a row in the table"
+        return (
+            f"{where} is not in the id column{nearest(cell, ids)}; give every node a row in the table "
+            "(a header line should say source,target)"
+        )
     if number(cell) is None:
         return f"{where} is no row number; count rows from 0, or name the column of ids (id=...)"
     return f"{where} is no row of the data; expected whole numbers 0 to {num_nodes - 1} (or name the column of ids)"
