@@ -11,9 +11,8 @@ from torch import Tensor
 from .errors import DataError, nearest
 from .read import existing, load_npy, number, read_rows
 
-_HEADER = frozenset(
-    "source target src dst from to node1 node2 id1 id2 start end head tail u v i j a b".split()
-)
+_HEADER = {"source", "target", "src", "dst", "from", "to", "node1", "node2", "id1", "id2", "u", "v", "a", "b"}
+"""First cells of a header line, where nodes have names."""
 
 
 def from_array(array: np.ndarray, where: str, num_nodes: int) -> Tensor:
