@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
-BLOCK_BYTES = 1 << 19  # one operand of a block on a CPU; a sweep holds about three in the second-level cache
+BLOCK_BYTES = 1 << 20  # one operand of a block on a CPU, half of a second-level cache
 BLOCK_BYTES_GPU = 1 << 27
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows ``start:stop``; ``pieces`` are ``(set, lo, hi)``, the set counted in its group, rows in the block."""
+    """Rows ``start:stop``, made of consecutive pieces: which set of the group, and how many rows."""
 
     start: int
     stop: int
-    pieces: tuple[tuple[int, int, int], ...]
+    sets: tuple[int, ...]
+    sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,8 @@ def _groups(targets: tuple[int, ...], sources: tuple[int, ...], rows: int) -> It
 def _blocks(bounds: tuple[int, ...], first: int, last: int, rows: int) -> tuple[Block, ...]:
     start, stop = bounds[first], bounds[last]
     if last - first > 1:
-        pieces = tuple(
-            (s - first, bounds[s] - start, bounds[s + 1] - start)
-            for s in range(first, last)
-            if bounds[s + 1] > bounds[s]
-        )
-        return (Block(start, stop, pieces),) if pieces else ()
-    return tuple(
-        Block(a, min(a + rows, stop), ((0, 0, min(a + rows, stop) - a),)) for a in range(start, stop, rows)
-    )
+        sets = tuple(i for i in range(last - first) if bounds[first + i + 1] > bounds[first + i])
+        sizes = tuple(bounds[first + i + 1] - bounds[first + i] for i in sets)
+        return (Block(start, stop, sets, sizes),) if sets else ()
+    cuts = [*range(start, stop, rows), stop]
+    return tuple(Block(a, b, (0,), (b - a,)) for a, b in pairwise(cuts))

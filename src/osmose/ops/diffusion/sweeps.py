@@ -1,7 +1,7 @@
 """The four sweeps of the simple kernel: moments of the sources, outputs, and the two halves of backward.
 
-Every function works on one block of rows and a list of pieces, one for each set in the block; elementwise
-work is done for the block at once, products for each piece. Row scales carry the norms: ``q~ = r q``,
+Every function works on one block of rows: elementwise work is done for the block at once, products for each
+of its pieces, the rows of one set. Row scales carry the norms: ``q~ = r q``,
 ``k~ = w k``. The letters of the derivation are in README.md.
 
 Shapes: ``L`` rows of a block, ``d`` key channels, ``c`` value channels; with several heads a head dimension
@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-Pieces = tuple[tuple[int, int, int], ...]
+from .blocks import Block
 
 
 class Workspace:
@@ -32,30 +32,43 @@ class Workspace:
         return self.buffers[name][..., :rows, :width]
 
 
-def unit_scale(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """``1 / |x|`` of every row, and which rows have no direction (None where all have); those get scale 1."""
-    norm = torch.linalg.vector_norm(x, dim=-1)
-    dead = norm <= torch.finfo(norm.dtype).tiny ** 0.5
-    if not bool(dead.any()):
-        return norm.reciprocal_(), None
-    return norm.masked_fill_(dead, 1.0).reciprocal_(), dead
+class Moments:
+    """Views of the moments ``(sets, ..., d + 1, c + 1)`` of a group, one of each kind for every set."""
+
+    def __init__(self, moments: Tensor):
+        self.whole = moments
+        self.values = moments[..., :-1].unbind(0)  # [S; sum m v]
+        self.sums = moments[..., -1].unbind(0)  # [z; sum m]
+        self.keys = moments[..., :-1, :].unbind(0)  # [S, z]
+        self.product = moments[..., :-1, :-1].unbind(0)  # S
+        self.key_sum = moments[..., :-1, -1:].unbind(0)  # z as a column
+        self.last = moments[..., -1:, :].unbind(0)  # [sum m v, sum m]
+
+
+def unit_scale(x: Tensor, out: Tensor) -> None:
+    """Write ``1 / |x|`` of every row, at most ``1 / sqrt(tiny)``; see :func:`no_direction`."""
+    torch.linalg.vector_norm(x, dim=-1, out=out)
+    out.clamp_min_(torch.finfo(out.dtype).tiny ** 0.5).reciprocal_()
+
+
+def no_direction(dtype: torch.dtype) -> float:
+    """The scale above which a row counts as 0."""
+    return 0.999 * torch.finfo(dtype).tiny ** -0.5
 
 
 def add_moments(
-    moments: Tensor, pieces: Pieces, k: Tensor, v: Tensor, scale: Tensor, mass: Tensor | None, work: Workspace
+    moments: Moments, block: Block, k: Tensor, v: Tensor, scale: Tensor, mass: Tensor | None, work: Workspace
 ) -> None:
     """Add ``sum_j m_j [k~_j, 1]^T [v_j, 1]`` of every piece to its set's moments."""
-    c = v.shape[-1]
-    keys = _extended(k, scale, mass, work, "keys")
-    for s, lo, hi in pieces:
-        part = keys[..., lo:hi, :]
-        _add_product(moments[s][..., :c], part.mT, v[..., lo:hi, :])
-        moments[s][..., c].add_(part.sum(-2))
+    keys = _extended(k, scale, mass, work)
+    for s, kp, vp in zip(block.sets, _pieces(keys, block), _pieces(v, block), strict=True):
+        _add_product(moments.values[s], kp.mT, vp)
+        moments.sums[s].add_(kp.sum(-2))
 
 
 def apply_moments(
-    moments: Tensor,
-    pieces: Pieces,
+    moments: Moments,
+    block: Block,
     q: Tensor,
     scale: Tensor,
     total: Tensor,
@@ -65,25 +78,24 @@ def apply_moments(
     work: Workspace,
 ) -> None:
     """Write ``a_i = (sum m v + S^T q~_i) / (total + z . q~_i)`` and the inverse of its denominator."""
-    d, c = q.shape[-1], out.shape[-1]
-    for s, lo, hi in pieces:
-        torch.matmul(q[..., lo:hi, :], moments[s][..., :d, c, None], out=inverse[..., lo:hi, None])
-    inverse.mul_(scale).add_(total)
-    empty = inverse == 0
-    inverse.reciprocal_().masked_fill_(empty, 0.0)
+    d = q.shape[-1]
+    column = inverse.unsqueeze(-1)
+    for s, qp, ip in zip(block.sets, _pieces(q, block), _pieces(column, block), strict=True):
+        _product(qp, moments.key_sum[s], ip)
+    inverse.mul_(scale).add_(total).reciprocal_().nan_to_num_(torch.nan, 0.0, 0.0)
     if keep is not None:
         inverse.mul_(keep)
-    queries = work.get("queries", q.shape[-2], d + 1)
+    queries = work.get("extended", q.shape[-2], d + 1)
     torch.mul(q, (scale * inverse).unsqueeze(-1), out=queries[..., :d])
     queries[..., d] = inverse
-    for s, lo, hi in pieces:
-        _product(queries[..., lo:hi, :], moments[s][..., :c], out[..., lo:hi, :])
+    for s, qp, op in zip(block.sets, _pieces(queries, block), _pieces(out, block), strict=True):
+        _product(qp, moments.values[s], op)
 
 
 def target_backward(
-    moments: Tensor,
-    d_moments: Tensor,
-    pieces: Pieces,
+    moments: Moments,
+    d_moments: Moments,
+    block: Block,
     q: Tensor,
     scale: Tensor,
     inverse: Tensor,
@@ -93,23 +105,23 @@ def target_backward(
     work: Workspace,
 ) -> None:
     """Write ``r dL/dq~`` and add ``dL/dmoments``, from the gradient of the outputs."""
-    d, c = q.shape[-1], grad.shape[-1]
-    h = torch.mul(grad, out, out=work.get("product", q.shape[-2], c)).sum(-1)
+    rows, c = grad.shape[-2:]
+    h = torch.mul(grad, out, out=work.get("product", rows, c)).sum(-1)
     factor = scale * inverse
-    grads = work.get("grads", q.shape[-2], c + 1)
+    grads = work.get("extended", rows, c + 1)
     torch.mul(grad, factor.unsqueeze(-1), out=grads[..., :c])
     torch.mul(h.neg_(), factor, out=grads[..., c])
-    norm = scale.reciprocal().expand(q.shape[:-1]).unsqueeze(-2)
-    for s, lo, hi in pieces:
-        part = grads[..., lo:hi, :]
-        _product(part, moments[s][..., :d, :].mT, dq[..., lo:hi, :])
-        _add_product(d_moments[s][..., :d, :], q[..., lo:hi, :].mT, part)
-        _add_product(d_moments[s][..., d:, :], norm[..., lo:hi], part)
+    norm = scale.reciprocal().expand(q.shape[:-1]).unsqueeze(-1)
+    parts = (_pieces(x, block) for x in (q, grads, norm, dq))
+    for s, qp, gp, np, dqp in zip(block.sets, *parts, strict=True):
+        _product(gp, moments.keys[s].mT, dqp)
+        _add_product(d_moments.keys[s], qp.mT, gp)
+        _add_product(d_moments.last[s], np.mT, gp)
 
 
 def source_backward(
-    d_moments: Tensor,
-    pieces: Pieces,
+    d_moments: Moments,
+    block: Block,
     k: Tensor,
     v: Tensor,
     scale: Tensor,
@@ -119,29 +131,30 @@ def source_backward(
     work: Workspace,
 ) -> None:
     """Write ``dL/dv`` and, not yet multiplied by ``m_j w_j``, ``dL/dk~``, from ``dL/dmoments``."""
-    d, c = k.shape[-1], v.shape[-1]
-    keys = _extended(k, scale, mass, work, "keys")
-    for s, lo, hi in pieces:
-        g = d_moments[s]
-        _product(keys[..., lo:hi, :], g[..., :c], dv[..., lo:hi, :])
-        bias = g[..., :d, c].unsqueeze(-2)
-        _product(v[..., lo:hi, :], g[..., :d, :c].mT, dk[..., lo:hi, :], bias)
+    keys = _extended(k, scale, mass, work)
+    parts = (_pieces(x, block) for x in (keys, v, dk, dv))
+    for s, kp, vp, dkp, dvp in zip(block.sets, *parts, strict=True):
+        _product(kp, d_moments.values[s], dvp)
+        _product(vp, d_moments.product[s].mT, dkp, d_moments.key_sum[s].mT)
 
 
-def project(x: Tensor, scale: Tensor, dx: Tensor, work: Workspace) -> Tensor:
-    """Remove from ``dx`` its part along ``x``; the rows' ``x~ . dx`` come back."""
-    along = torch.mul(x, dx, out=work.get("product", x.shape[-2], x.shape[-1])).sum(-1).mul_(scale)
-    dx.addcmul_(x, (along * scale).unsqueeze(-1), value=-1)
-    return along
+def project(x: Tensor, scale: Tensor, dx: Tensor, work: Workspace) -> None:
+    """Remove from ``dx`` its part along ``x``."""
+    along = torch.mul(x, dx, out=work.get("product", *x.shape[-2:])).sum(-1)
+    dx.addcmul_(x, along.mul_(scale).mul_(scale).unsqueeze(-1), value=-1)
 
 
-def _extended(x: Tensor, scale: Tensor, mass: Tensor | None, work: Workspace, name: str) -> Tensor:
+def _extended(x: Tensor, scale: Tensor, mass: Tensor | None, work: Workspace) -> Tensor:
     """``m [x~, 1]``."""
     d = x.shape[-1]
-    y = work.get(name, x.shape[-2], d + 1)
+    y = work.get("extended", x.shape[-2], d + 1)
     torch.mul(x, (scale if mass is None else scale * mass).unsqueeze(-1), out=y[..., :d])
     y[..., d] = 1.0 if mass is None else mass
     return y
+
+
+def _pieces(x: Tensor, block: Block) -> tuple[Tensor, ...]:
+    return (x,) if len(block.sizes) == 1 else x.split(block.sizes, -2)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
