@@ -55,8 +55,6 @@ def main(arguments: list[str]) -> None:
         raise ValueError(
             "train: which data? Name a data set (`osmose list`) or give a path: osmose train digits"
         )
-    if command.resume and command.overwrite:
-        raise ValueError("train: --resume continues the run and --overwrite deletes it; give one of them")
     config = command.config()
     config.train.validate()
     _execute(command, config)
@@ -116,6 +114,8 @@ def _for_source(source: str) -> TrainCommand:
 
 def _with_defaults(command: TrainCommand) -> TrainCommand:
     """Defaults for what was chosen: the run's own settings when it is resumed, else the recipe."""
+    if command.resume and command.overwrite:
+        raise ValueError("train: --resume continues the run and --overwrite deletes it; give one of them")
     if command.resume:
         from osmose.tasks.run_folder import RunFolder, RunFolderError
 
