@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import urllib.error
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -181,10 +183,52 @@ def test_rows_of_new_papers_are_normalised(benchmark_data, tmp_path):
     assert new.edge_index.tolist() == [[0, 1, 1, 2], [1, 0, 2, 1]]
 
 
-@pytest.mark.parametrize(
-    ("name", "module"), [("cora", "planetoid"), ("chameleon", "chameleon"), ("20news", "newsgroups")]
-)
-def test_failed_download_says_what_to_do(name, module, tmp_path, monkeypatch):
+def test_downloads_are_kept_and_read_again(sets, benchmark_data, tmp_path, monkeypatch):
+    empty = tmp_path / "raw"
+    empty.mkdir()
+    monkeypatch.setenv("OSMOSE_CACHE", str(tmp_path / "cache"))
+    asked = []
+
+    def planetoid(self):
+        asked.append(self.name)
+        shutil.copytree(benchmark_data / self.name / "raw", self.raw_dir, dirs_exist_ok=True)
+
+    def http(url, timeout):
+        asked.append(url.rsplit("/")[-1])
+        return (benchmark_data / "heterophilous" / asked[-1]).open("rb")
+
+    monkeypatch.setattr("torch_geometric.datasets.Planetoid.download", planetoid)
+    monkeypatch.setattr("urllib.request.urlopen", http)
+    for name in ("cora", "chameleon", "cora", "chameleon"):
+        data = load(name, root=empty)
+        assert torch.equal(data.x, sets(name).x)
+        assert torch.equal(data.edge_index, sets(name).edge_index)
+    assert asked == ["Cora", "chameleon_filtered.npz"]
+    (tmp_path / "cache" / "planetoid" / "Cora" / "processed" / "data.pt").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"planetoid/Cora cannot be read .*remove this folder"):
+        load("cora", root=empty)
+
+
+def test_downloaded_messages_are_those_of_the_archive(benchmark_data, tmp_path, monkeypatch):
+    empty = tmp_path / "raw"
+    empty.mkdir()
+    documents, topics = newsgroups._documents(benchmark_data)
+    archive = newsgroups._read_archive(benchmark_data / "20news" / "20news-bydate.tar.xz")
+
+    def fetch(data_home, subset, categories, shuffle):
+        assert (subset, categories, shuffle) == ("all", newsgroups.TOPICS, False)
+        return SimpleNamespace(
+            filenames=[str(Path(data_home, *name)) for name, _ in archive], data=[text for _, text in archive]
+        )
+
+    monkeypatch.setattr("sklearn.datasets.fetch_20newsgroups", fetch)
+    again, labels = newsgroups._documents(empty)
+    assert again == documents
+    assert labels.tolist() == topics.tolist()
+
+
+@pytest.mark.parametrize("name", ["cora", "chameleon", "20news"])
+def test_failed_download_says_what_to_do(name, tmp_path, monkeypatch):
     empty = tmp_path / "raw"
     empty.mkdir()
     monkeypatch.setenv("OSMOSE_CACHE", str(tmp_path / "cache"))

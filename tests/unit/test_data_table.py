@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osmose.data import DataError, load, load_new
+from osmose.data.graph import knn_graph
 
 
 def write(path, header, rows):
@@ -125,7 +126,10 @@ def test_edges_by_id_and_by_row(table, tmp_path):
 def test_knn_graph_on_request(table):
     data = load(table, label="species", knn=3)
     assert int(data.edge_index[1].bincount(minlength=50).min()) >= 3
-    assert load_new(table, data.preprocessing).edge_index.shape == data.edge_index.shape
+    for i in range(2):
+        one = data.for_split(i)
+        assert torch.equal(one.edge_index, knn_graph(one.x, 3))
+        assert torch.equal(load_new(table, one.preprocessing).edge_index, one.edge_index)
 
 
 def test_few_labels_a_class(table):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import DataError, some
+from .graph import knn_graph
 
 
 @dataclass(repr=False)
@@ -85,7 +86,8 @@ class NodeData:
         """The same data with features prepared for split `index` (statistics from its training rows only).
 
         `x` of the data as loaded is prepared for split 0. Widths and classes do not change, so one model
-        shape serves all splits; data without such statistics come back as they are.
+        shape serves all splits; a nearest-neighbour graph is made anew from the new features. Data without such
+        statistics come back as they are.
         """
         if not 0 <= index < len(self.splits):
             raise DataError(
@@ -94,7 +96,8 @@ class NodeData:
         if self.refit is None or index == 0:
             return self
         x, preprocessing = self.refit(self.splits[index])
-        return replace(self, x=x, preprocessing=preprocessing)
+        edge_index = knn_graph(x, preprocessing["knn"]) if preprocessing.get("knn") else self.edge_index
+        return replace(self, x=x, edge_index=edge_index, preprocessing=preprocessing)
 
     def validate(self) -> None:
         """Raise `DataError` on the first thing that is not as the class states."""

@@ -105,7 +105,7 @@ def _raw_data(name: str, root: Path | None):
             return _quiet(Planetoid, home, folder)
         except Exception as error:
             raise DataError(
-                f"load({name!r}): {home / folder} cannot be read ({type(error).__name__}: {error}); remove this "
+                f"load({name!r}): {home / folder} cannot be read ({type(error).__name__}); remove this "
                 "folder, then it is fetched again"
             ) from error
     with writing():
