@@ -252,6 +252,9 @@ def test_damaged_raw_files_are_named(tmp_path):
         (raw / f"ind.cora.{part}").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"Cora/raw cannot be read .*eight ind"):
         load("cora", root=tmp_path)
+    (raw / "ind.cora.tx").unlink()
+    with pytest.raises(DataNotFoundError, match=r"Cora/raw lacks 'ind.cora.tx'"):
+        load("cora", root=tmp_path)
     (tmp_path / "20news-bydate.tar.xz").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"20news-bydate.tar.xz cannot be read as an archive"):
         load("20news", root=tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -137,10 +138,11 @@ def _read_archive(path: Path) -> list[tuple[tuple[str, ...], str]]:
 def _download() -> list[tuple[tuple[str, ...], str]]:
     from sklearn.datasets import fetch_20newsgroups
 
+    home = str(cache_dir() / "sklearn")
     try:
-        found = fetch_20newsgroups(
-            data_home=str(cache_dir() / "sklearn"), subset="all", categories=TOPICS, shuffle=False
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Retry downloading")
+            found = fetch_20newsgroups(data_home=home, subset="all", categories=TOPICS, shuffle=False)
     except OSError as error:
         raise download_failed("20news", error, _ARCHIVES[-1]) from error
     return [(_name(name), text) for name, text in zip(found.filenames, found.data, strict=True)]

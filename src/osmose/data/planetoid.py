@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .cache import cache_dir, download_failed, find_raw, writing
 from .catalog import CATALOG
-from .errors import DataError
+from .errors import DataError, DataNotFoundError, some
 from .graph import canonical
 from .node import NodeData, Split
 from .splits import per_class
@@ -100,6 +100,11 @@ def _raw_data(name: str, root: Path | None):
     folder = _FOLDER[name]
     home = cache_dir() / "planetoid"
     raw = find_raw([f"{folder}/raw"], root)
+    missing = [] if raw is None else [file for file in _files(name) if not (raw / file).is_file()]
+    if missing:
+        raise DataNotFoundError(
+            f"load({name!r}): {raw} lacks {some(missing, 8)}; complete the folder or remove it"
+        )
     if raw is None and (home / folder).is_dir():
         try:
             return _quiet(Planetoid, home, folder)
@@ -128,6 +133,11 @@ def _raw_data(name: str, root: Path | None):
             with contextlib.suppress(OSError):  # another process was first
                 os.replace(Path(staging) / folder, home / folder)
         return data
+
+
+def _files(name: str) -> list[str]:
+    parts = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
+    return [f"ind.{name}.{part}" for part in parts]
 
 
 def _quiet(loader, home: Path, folder: str):
