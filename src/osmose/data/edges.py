@@ -80,7 +80,7 @@ def _unknown_node(path: Path, line: int, cell: str, num_nodes: int, ids: list[st
             "(a header line should say source,target)"
         )
     if number(cell) is None:
-        return f"{where} is no row number; count rows from 0, or name the column of ids (id=...)"
+        return f"{where} is no row number; count rows from 0, or name the column of ids (id=..., or --id)"
     return f"{where} is no row of the data; expected whole numbers 0 to {num_nodes - 1} (or name the column of ids)"
 
 

@@ -169,7 +169,7 @@ def _check_edges(name: str, edges: Tensor | None, weight: Tensor | None, n: int)
 def check_split(where: str, split: Split, y: Tensor, classes: list[str]) -> None:
     """Raise `DataError` unless `split` can be trained, validated and tested on."""
     n = y.shape[0]
-    owner = torch.full((n,), -1)
+    owner = torch.full((n,), -1, device=y.device)
     for k, (part, index) in enumerate(split.parts().items()):
         if index.dim() != 1 or index.dtype != torch.int64:
             raise DataError(
@@ -200,7 +200,7 @@ def check_split(where: str, split: Split, y: Tensor, classes: list[str]) -> None
                 f"{where}: {part} holds {unlabelled.numel()} unlabelled nodes ({some(unlabelled.tolist())}); "
                 "leave them out of every part: they are predicted all the same"
             )
-    seen = torch.zeros(len(classes), dtype=torch.bool)
+    seen = torch.zeros(len(classes), dtype=torch.bool, device=y.device)
     seen[y[split.train]] = True
     for part, index in (("valid", split.valid), ("test", split.test)):
         absent = y[index][~seen[y[index]]].unique()

@@ -79,7 +79,7 @@ def _guess_label(table: Table) -> str:
         else "no column is called label, class or target"
     )
     raise DataError(
-        f"{table.path}: {problem}; name the label column (label=...). Columns: {some(table.header, 20)}"
+        f"{table.path}: {problem}; name the label column (label=..., or --label). Columns: {some(table.header, 20)}"
     )
 
 
@@ -142,7 +142,7 @@ def parse(table: Table, features: list[str]) -> tuple[Columns, list[str]]:
     if wide:
         raise DataError(
             f"{table.path}: text columns with too many different texts to be categories: {', '.join(wide)} in "
-            f"{len(table)} rows. Names or numbers with stray text? Clean them or leave them out (ignore=...)"
+            f"{len(table)} rows. Names or numbers with stray text? Clean them or leave them out (ignore=..., or --ignore)"
         )
     if not columns.numeric and not columns.text:
         raise DataError(f"{table.path}: all feature columns are empty; fill at least one")
