@@ -51,7 +51,7 @@ class ScoreKernel:
                 s = scores.detach().requires_grad_()
                 return torch.autograd.grad(fn(s).sum(), s)[0]
 
-        return cls(name or getattr(fn, "__name__", "function"), fn, df)
+        return cls(name or str(getattr(fn, "__name__", "function")), fn, df)
 
     def chain(self, grad: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
         """``grad * df(scores)``; ``grad`` may be overwritten."""
@@ -127,12 +127,14 @@ class _PairwiseProduct(torch.autograd.Function):
         lead, (q_, k_, v_, u_, s_) = _flatten(q, k, v, column, shift)
         out = v_.new_zeros(*q_.shape[:2], v_.shape[-1])
         sums = None if u_ is None else v_.new_zeros(q_.shape[:2])
-        for rows, cols in _parts(q_.shape[1], k_.shape[1], bounds, q_.device):
-            o, t = _forward(
-                kernel, rows.take(q_), cols.take(k_), cols.take(v_, zero=True), cols.take(u_, zero=True), rows.take(s_)
-            )  # fmt: skip
-            rows.put(out, o)
-            rows.put(sums, t)
+        with torch.autocast(q.device.type, enabled=False):
+            for rows, cols in _parts(q_.shape[1], k_.shape[1], bounds, q_.device):
+                o, t = _forward(
+                    kernel, rows.take(q_), cols.take(k_), cols.take(v_, zero=True), cols.take(u_, zero=True),
+                    rows.take(s_),
+                )  # fmt: skip
+                rows.put(out, o)
+                rows.put(sums, t)
         dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
         out = out.to(dtype).view(*lead, *out.shape[1:])
         return out, None if sums is None else sums.to(dtype).view(*lead, sums.shape[1])
@@ -146,13 +148,14 @@ class _PairwiseProduct(torch.autograd.Function):
         h = None if u is None or grad_sums is None else grad_sums.to(v.dtype).reshape(q.shape[:2])
         needed = ctx.needs_input_grad[:4]
         totals = [torch.zeros_like(x) if need else None for x, need in zip((q, k, v, u), needed, strict=True)]
-        for rows, cols in _parts(q.shape[1], k.shape[1], ctx.bounds, q.device):
-            grads = _backward(
-                ctx.kernel, rows.take(q), cols.take(k), cols.take(v, zero=True), cols.take(u, zero=True),
-                rows.take(s), rows.take(g, zero=True), rows.take(h, zero=True), needed,
-            )  # fmt: skip
-            for side, total, part in zip((rows, cols, cols, cols), totals, grads, strict=True):
-                side.put(total, part)
+        with torch.autocast(q.device.type, enabled=False):
+            for rows, cols in _parts(q.shape[1], k.shape[1], ctx.bounds, q.device):
+                grads = _backward(
+                    ctx.kernel, rows.take(q), cols.take(k), cols.take(v, zero=True), cols.take(u, zero=True),
+                    rows.take(s), rows.take(g, zero=True), rows.take(h, zero=True), needed,
+                )  # fmt: skip
+                for side, total, part in zip((rows, cols, cols, cols), totals, grads, strict=True):
+                    side.put(total, part)
         reduced = [_unflatten(d, x, lead) for d, x in zip(totals, inputs[:4], strict=True)]
         return (*reduced, None, None, None)
 
@@ -292,8 +295,8 @@ def _parts(
         else:
             groups.setdefault((_size_class(b - a), _size_class(d - c)), []).append((a, b, c, d))
     for sets in groups.values():
-        a, b, c, d = torch.tensor(sets, device=device).unbind(1)
-        yield _padded(a, b), _padded(c, d)
+        bound = torch.tensor(sets, device=device).unbind(1)
+        yield _padded(*bound[:2]), _padded(*bound[2:])
 
 
 def _size_class(size: int) -> int:

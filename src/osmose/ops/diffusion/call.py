@@ -134,11 +134,15 @@ class Call:
 
     def new_moments(self, group: Group, kept: Tensor) -> Moments:
         """Moments of the sets of a group from their sources, written to ``kept`` if that has room."""
-        room = kept[group.first : group.last]
-        moments = Moments(room.zero_()) if kept.shape[0] else self.zero_moments(group)
+        shape = (group.last - group.first, *self.lead, *self.shape)
+        room = kept[group.first : group.last] if kept.shape[0] else self.q.new_empty(shape, dtype=self.dtype)
+        whole = len(group.sources) == 1
+        if not whole or len(group.sources[0].sets) < len(room):
+            room.zero_()
+        moments = Moments(room)
         for block in group.sources:
             x, y, m, scale = self.source(block)
-            add_moments(moments, block, x, y, scale, m, self.work)
+            add_moments(moments, block, x, y, scale, m, self.work, whole)
         return moments
 
     def known_moments(self, group: Group, kept: Tensor) -> Moments:

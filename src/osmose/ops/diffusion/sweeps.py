@@ -11,6 +11,8 @@ stands in front of everything. Moments of a set: ``(d + 1, c + 1)``, the sum ove
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -37,12 +39,36 @@ class Moments:
 
     def __init__(self, moments: Tensor):
         self.whole = moments
-        self.values = moments[..., :-1].unbind(0)  # [S; sum m v]
-        self.sums = moments[..., -1].unbind(0)  # [z; sum m]
-        self.keys = moments[..., :-1, :].unbind(0)  # [S, z]
-        self.product = moments[..., :-1, :-1].unbind(0)  # S
-        self.key_sum = moments[..., :-1, -1:].unbind(0)  # z as a column
-        self.last = moments[..., -1:, :].unbind(0)  # [sum m v, sum m]
+
+    @cached_property
+    def values(self) -> tuple[Tensor, ...]:
+        """``[S; sum m v]``"""
+        return self.whole[..., :-1].unbind(0)
+
+    @cached_property
+    def sums(self) -> tuple[Tensor, ...]:
+        """``[z; sum m]``"""
+        return self.whole[..., -1].unbind(0)
+
+    @cached_property
+    def keys(self) -> tuple[Tensor, ...]:
+        """``[S, z]``"""
+        return self.whole[..., :-1, :].unbind(0)
+
+    @cached_property
+    def product(self) -> tuple[Tensor, ...]:
+        """``S``"""
+        return self.whole[..., :-1, :-1].unbind(0)
+
+    @cached_property
+    def key_sum(self) -> tuple[Tensor, ...]:
+        """``z`` as a column"""
+        return self.whole[..., :-1, -1:].unbind(0)
+
+    @cached_property
+    def last(self) -> tuple[Tensor, ...]:
+        """``[sum m v, sum m]``"""
+        return self.whole[..., -1:, :].unbind(0)
 
 
 def unit_scale(x: Tensor, out: Tensor) -> None:
@@ -57,13 +83,24 @@ def no_direction(dtype: torch.dtype) -> float:
 
 
 def add_moments(
-    moments: Moments, block: Block, k: Tensor, v: Tensor, scale: Tensor, mass: Tensor | None, work: Workspace
+    moments: Moments,
+    block: Block,
+    k: Tensor,
+    v: Tensor,
+    scale: Tensor,
+    mass: Tensor | None,
+    work: Workspace,
+    whole: bool,
 ) -> None:
-    """Add ``sum_j m_j [k~_j, 1]^T [v_j, 1]`` of every piece to its set's moments."""
+    """Add ``sum_j m_j [k~_j, 1]^T [v_j, 1]`` of every piece to its set's moments, or write it if pieces are ``whole`` sets."""
     keys = _extended(k, scale, mass, work)
     for s, kp, vp in zip(block.sets, _pieces(keys, block), _pieces(v, block), strict=True):
-        _add_product(moments.values[s], kp.mT, vp)
-        moments.sums[s].add_(kp.sum(-2))
+        if whole:
+            _product(kp.mT, vp, moments.values[s])
+            torch.sum(kp, -2, out=moments.sums[s])
+        else:
+            _add_product(moments.values[s], kp.mT, vp)
+            moments.sums[s].add_(kp.sum(-2))
 
 
 def apply_moments(
