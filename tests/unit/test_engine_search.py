@@ -89,7 +89,7 @@ def test_settings_of_the_space_reach_the_run() -> None:
     chosen = {name: values[-1] for name, values in SPACE.items()}
     config = with_settings(settings(), chosen)
     assert (config.train.lr, config.train.weight_decay) == (0.01, 1.0)
-    assert (config.model.dropout, config.model.hidden, config.model.layers) == (0.5, 64, 16)
+    assert (config.model.dropout, config.model.hidden, config.model.layers) == (0.5, 128, 16)
     assert describe(chosen) == "lr 0.01, wd 1, dropout 0.5, hidden 64, layers 16"
 
 

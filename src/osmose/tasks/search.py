@@ -25,13 +25,13 @@ from osmose.tasks.progress import Reporter
 from osmose.tasks.signals import Interrupted, StopRequest
 
 SPACE: dict[str, tuple[Any, ...]] = {
-    "lr": (1e-3, 5e-3, 1e-2),
-    "weight_decay": (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+    "lr": (5e-4, 1e-3, 5e-3, 1e-2),
+    "weight_decay": (0.0, 1e-4, 5e-4, 1e-3, 1e-2, 1e-1, 1.0),
     "dropout": (0.0, 0.2, 0.5),
-    "hidden": (16, 32, 64),
-    "layers": (2, 4, 8, 16),
+    "hidden": (16, 32, 64, 128),
+    "layers": (1, 2, 4, 8, 16),
 }
-"""The paper's grid, with the learning rates of its released scripts."""
+"""The paper's grid, the learning rates of its released scripts, and what the baselines' recipes need."""
 
 _TRAIN = ("lr", "weight_decay")
 
@@ -73,6 +73,8 @@ def search(
         )
         for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.tell(left.number, state=TrialState.FAIL)
+        if not study.trials and (known := recipe_point(config)) is not None:
+            study.enqueue_trial(known)
         while len(done := _complete(study)) < min(trials, _size()):
             study.sampler = optuna.samplers.TPESampler(seed=seed * 100_003 + len(done))
             trial = _ask_new(study, done, seed)
@@ -97,6 +99,12 @@ def search(
     finally:
         storage.remove_session()
         storage.engine.dispose()
+
+
+def recipe_point(config: RunConfig) -> dict[str, Any] | None:
+    """The settings of `config` as a point of the space: every model's first trial; None where it lies outside."""
+    point = {name: getattr(config.train if name in _TRAIN else config.model, name) for name in SPACE}
+    return point if all(value in SPACE[name] for name, value in point.items()) else None
 
 
 def describe(settings: dict[str, Any]) -> str:
