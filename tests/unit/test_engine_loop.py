@@ -1,6 +1,10 @@
 """The training loop: what counts as best, when it stops, what a step is, and that nothing peeks at the test nodes."""
 
 import math
+import os
+import signal
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from osmose.tasks.config import TrainConfig
 from osmose.tasks.devices import make_accelerator
 from osmose.tasks.evaluate import final_metrics, percent, summary
 from osmose.tasks.loop import EarlyStopping, SplitTrainer
+from osmose.tasks.signals import StopRequest
 
 from .engine_helpers import blobs, settings
 
@@ -122,6 +127,23 @@ def test_gcn_without_edges_is_refused(accelerator: Accelerator) -> None:
     data.edge_index = None
     with pytest.raises(ValueError, match="no edges, and gcn needs them"):
         SplitTrainer(data, settings("gcn"), 0, accelerator)
+
+
+def test_full_batch_over_several_processes_is_refused() -> None:
+    several = cast(Accelerator, SimpleNamespace(num_processes=4))
+    with pytest.raises(ValueError, match="cannot be shared by 4 processes: give --batch-size"):
+        SplitTrainer(blobs(), settings(), 0, several)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_acts(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), number)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
 
 
 def test_summary_and_its_text() -> None:

@@ -41,6 +41,11 @@ def reporting(*, debug: bool = False) -> Iterator[Outcome]:
         _say(_text(error))
 
 
+def main_process() -> bool:
+    """False in all but the first of several processes that torchrun has started: only the first one speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _text(error: ValueError | OSError) -> str:
     text = (
         error.strerror
@@ -51,5 +56,5 @@ def _text(error: ValueError | OSError) -> str:
 
 
 def _say(text: str) -> None:
-    if os.environ.get("RANK", "0") == "0":  # under torchrun, every process has the same error
+    if main_process():  # all processes have the same error
         print(f"osmose: {text}", file=sys.stderr)

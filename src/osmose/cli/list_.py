@@ -10,6 +10,7 @@ from osmose.tasks.recipes import MODELS
 _MODELS = {
     "difformer-s": "diffusion over all pairs, simple kernel, linear cost",
     "difformer-a": "diffusion over all pairs, sigmoid kernel, quadratic time, linear memory",
+    "difformer-exact": "difformer-s with tied layers and an admissible step: every layer lowers the energy",
     "mean": "baseline: DIFFormer with the mean over all tokens instead of attention",
     "gcn": "baseline: graph convolution (needs edges)",
     "mlp": "baseline: every row by itself",

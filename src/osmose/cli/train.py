@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from osmose.cli.errors import main_process
 from osmose.cli.options import (
     DataOptions,
     FlatOutput,
@@ -68,7 +69,7 @@ def _execute(command: TrainCommand, config: RunConfig) -> None:
 
     folder = RunFolder(_folder(command))
     try:
-        with StopRequest() as stop, Reporter(quiet=command.output.json) as reporter:
+        with StopRequest() as stop, Reporter(quiet=command.output.json or not main_process()) as reporter:
             result = run(
                 config,
                 folder,
@@ -81,9 +82,11 @@ def _execute(command: TrainCommand, config: RunConfig) -> None:
         again = (
             f"osmose train {shlex.quote(command.data.source)} --out {shlex.quote(str(folder.path))} --resume"
         )
-        print(f"osmose: {interrupted}. Continue with: {again}", file=sys.stderr)
+        if main_process():
+            print(f"osmose: {interrupted}. Continue with: {again}", file=sys.stderr)
         raise SystemExit(130) from None
-    report({"run": str(folder.path), **result}, json=command.output.json)
+    if main_process():
+        report({"run": str(folder.path), **result}, json=command.output.json)
 
 
 def report(result: dict[str, Any], *, json: bool) -> None:

@@ -135,9 +135,10 @@ class _Run:
         for index in range(len(self.done), self.config.train.splits):
             self.done.append(self._train_split(index))
             on_main(self.accelerator, self._save_done)
-        if self.config.train.trackers:
+        result = on_main(self.accelerator, self._finish)
+        if self.config.train.trackers or self.accelerator.num_processes > 1:
             self.accelerator.end_training()
-        return on_main(self.accelerator, self._finish)
+        return result
 
     def _train_split(self, index: int) -> dict[str, Any]:
         trainer = SplitTrainer(self.data, self.config, index, self.accelerator)

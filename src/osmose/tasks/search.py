@@ -73,7 +73,8 @@ def search(
         )
         for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.tell(left.number, state=TrialState.FAIL)
-        if not study.trials and (known := recipe_point(config)) is not None:
+        begun = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.WAITING))
+        if not begun and (known := recipe_point(config)) is not None:
             study.enqueue_trial(known)
         while len(done := _complete(study)) < min(trials, _size()):
             study.sampler = optuna.samplers.TPESampler(seed=seed * 100_003 + len(done))
