@@ -183,11 +183,13 @@ class Tokens:
 
     def sort(self, x: Tensor, dim: int = -2) -> Tensor:
         """Points with the tokens of a set side by side."""
-        return x if self.order is None else x.index_select(dim, self.order)
+        return x if self.batch is None or self.order is None else x.index_select(dim, self.order)
 
     def unsort(self, x: Tensor, dim: int = -2) -> Tensor:
         """The inverse of :meth:`sort`."""
-        return x if self.order is None else x.index_select(dim, torch.argsort(self.order))
+        if self.batch is None or self.order is None:
+            return x
+        return x.index_select(dim, torch.argsort(self.order))
 
     def same_set(
         self, sources: Tokens, device: torch.device | None = None, rows: Tensor | None = None

@@ -92,10 +92,10 @@ class DIFFormerConv(nn.Module):
         """Mix ``source (..., m, c)`` into ``query (..., n, c)``; None means the query itself. Gives ``(..., n, d)``."""
         source, sources = (query, targets) if source is None else (source, sources)
         v_BHMD = self._heads(source, self.Wv) if self.Wv is not None else source.unsqueeze(-3)
-        attended = self._attend(query, source, v_BHMD, targets, sources).mean(-3)
+        attended = _mean_of_heads(self._attend(query, source, v_BHMD, targets, sources))
         if graph is None:
             return attended
-        spread = graph @ v_BHMD.mean(-3)  # the graph is the same for all heads: mix their mean
+        spread = graph @ _mean_of_heads(v_BHMD)  # the graph is the same for all heads
         w = self.graph_weight
         return (1 - w) * attended + w * spread if w > 0 else attended + spread
 
@@ -147,6 +147,10 @@ class DIFFormerConv(nn.Module):
         one_q, one_k = torch.ones_like(q[..., :1]), torch.ones_like(k[..., :1])
         kernel = LowRank(torch.cat([one_q, q], -1), torch.cat([one_k, k], -1), targets=t, sources=s)
         return laws.row(kernel, targets=t, sources=s)
+
+
+def _mean_of_heads(x_BHND: Tensor) -> Tensor:
+    return x_BHND.squeeze(-3) if x_BHND.shape[-3] == 1 else x_BHND.mean(-3)
 
 
 def _normalised(x_BHND: Tensor, how: Normalization, scope: str, tokens: Tokens) -> Tensor:
