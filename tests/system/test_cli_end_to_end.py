@@ -9,16 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks import reproduce
 
 from osmose.cli import main
 from osmose.tasks.recipes import MODELS
 
-CLI = [sys.executable, "-c", "import sys; from osmose.cli import main; sys.exit(main())"]
+CLI = [sys.executable, "-m", "osmose.cli"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -159,17 +160,7 @@ def test_compare_prints_table_figure_and_folder_and_goes_on(osmose: Shell, tmp_p
 
 
 def test_two_processes_train_one_run(tmp_path: Path) -> None:
-    script = tmp_path / "start.py"
-    script.write_text("import sys\nfrom osmose.cli import main\nsys.exit(main())\n")
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(script),
-    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     options = [
         "--device",
         "cpu",
@@ -184,7 +175,7 @@ def test_two_processes_train_one_run(tmp_path: Path) -> None:
         "--json",
     ]
     done = subprocess.run(
-        [*launcher, "train", "digits", *options],
+        [*launcher, "osmose.cli", "train", "digits", *options],
         cwd=tmp_path,
         env=ENVIRONMENT,
         capture_output=True,
@@ -208,3 +199,25 @@ def test_list_and_doctor(osmose: Shell) -> None:
     assert found["healthy"], found
     assert {entry["check"] for entry in found["findings"]} >= {"python", "packages", "data", "computation"}
     assert osmose("doctor")[0].startswith("ok")
+
+
+def test_the_reproduction_writes_its_page_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = reproduce.SETS["digits"]
+    monkeypatch.setitem(reproduce.SETS, "digits", replace(entry, splits=2, published=(("mlp", "12.3"),)))
+    words = ["--sets", "digits", "--models", "mlp", "--modes", "recipe"]
+    words += ["--runs", str(tmp_path / "runs"), "--docs", str(tmp_path / "docs")]
+    assert reproduce.main(words) == 0
+    page = (tmp_path / "docs/results.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| mlp")]
+    assert row.endswith("| 12.3 |")
+    result = json.loads((tmp_path / "docs/results.json").read_text())["digits-recipe"]
+    mean = 100 * result["models"][0]["test_accuracy"]["mean"]
+    assert f"| {mean:.1f} ± " in row
+    assert (tmp_path / "docs/figures/digits-recipe.png").exists()
+    assert reproduce.main(words) == 0
+    assert (tmp_path / "docs/results.md").read_text() == page, "nothing is trained again"
+    with pytest.raises(ValueError, match="did you mean 'cora'"):
+        reproduce.main(["--sets", "coar"])
+    capsys.readouterr()

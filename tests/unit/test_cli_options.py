@@ -68,7 +68,16 @@ OPTIONS = {
     "predict": COMMON | {"--edges", "--out"},
     "compare": COMMON
     | DATA
-    | {"--models", "--splits", "--trials", "--search-splits", "--seed", "--epochs", "--patience"}
+    | {
+        "--models",
+        "--splits",
+        "--trials",
+        "--search-splits",
+        "--seed",
+        "--epochs",
+        "--patience",
+        "--normalization",
+    }
     | {"--batch-size", "--device", "--threads", "--out", "--overwrite"},
     "doctor": COMMON,
 }

@@ -90,7 +90,7 @@ def test_settings_of_the_space_reach_the_run() -> None:
     config = with_settings(settings(), chosen)
     assert (config.train.lr, config.train.weight_decay) == (0.01, 1.0)
     assert (config.model.dropout, config.model.hidden, config.model.layers) == (0.5, 128, 16)
-    assert describe(chosen) == "lr 0.01, wd 1, dropout 0.5, hidden 64, layers 16"
+    assert describe(chosen) == "lr 0.01, wd 1, dropout 0.5, hidden 128, layers 16"
 
 
 COMPARISON = Comparison(
@@ -140,11 +140,22 @@ def test_comparison_table_says_how_it_was_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("named_blobs")
+def test_models_can_be_added_and_finished_ones_are_kept(tmp_path: Path) -> None:
+    compare(replace(COMPARISON, models=("mlp",)), tmp_path / "c")
+    before = (tmp_path / "c/mlp/result.json").read_bytes()
+    more = compare(replace(COMPARISON, models=("gcn", "mlp")), tmp_path / "c")
+    assert [row["model"] for row in more["models"]] == ["gcn", "mlp"]
+    assert (tmp_path / "c/mlp/result.json").read_bytes() == before
+
+
+@pytest.mark.usefixtures("named_blobs")
 def test_comparison_refuses_other_settings_and_foreign_folders(tmp_path: Path) -> None:
     compare(COMPARISON, tmp_path / "c")
     with pytest.raises(RunFolderError, match="other settings"):
         compare(replace(COMPARISON, seed=1), tmp_path / "c")
     assert len(compare(replace(COMPARISON, models=("mlp",)), tmp_path / "c", overwrite=True)["models"]) == 1
+    with pytest.raises(RunFolderError, match="recipe of mlp"):
+        compare(replace(COMPARISON, models=("mlp",), overrides=(("epochs", 4),)), tmp_path / "c")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a.txt").write_text("mine")
     for overwrite in (False, True):

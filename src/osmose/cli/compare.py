@@ -41,21 +41,26 @@ class CompareCommand:
     """splits on whose validation nodes the trials are judged"""
     seed: int = 0
     """seed of the first split (split i uses seed + i) and of the search"""
+    normalization: Literal["row", "frobenius", "none"] | None = None
+    """normalization of queries and keys, instead of every recipe's own"""
     epochs: int | None = None
     """most epochs per split, instead of every recipe's own"""
     patience: int | None = None
     """patience, instead of every recipe's own"""
     batch_size: int | None = None
     """nodes per random mini-batch; without it, full batch"""
-    device: Literal["auto", "cpu"] = "auto"
-    """auto: the accelerator if there is one"""
+    device: Literal["auto", "cpu"] | None = None
+    """cpu, or auto: the accelerator if there is one"""
     threads: int | None = None
-    """CPU threads; without it, torch's choice"""
+    """CPU threads, instead of every recipe's own"""
     out: Path | None = None
     """folder; without it runs/compare-TASK, or the next free number when that one is finished"""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """replace the comparison that is in the folder"""
     output: FlatOutput = field(default_factory=Output)
+
+
+_OVERRIDES = ("normalization", "epochs", "patience", "batch_size", "device", "threads")
 
 
 def main(arguments: list[str]) -> None:

@@ -44,7 +44,7 @@ class Comparison:
     search_splits: int = 1
     seed: int = 0
     overrides: tuple[tuple[str, Any], ...] = ()
-    """training settings that replace those of every recipe, such as ("epochs", 200)"""
+    """settings of model or training that replace those of every recipe, such as ("epochs", 200)"""
 
     def validate(self) -> None:
         """Raise ValueError for a comparison that cannot be made."""
@@ -68,7 +68,10 @@ class Comparison:
         """The recipe of `model`, with what is common to all models."""
         settings, train = recipe(self.data.source, model)
         common: dict[str, Any] = {"splits": self.splits, "seed": self.seed, **dict(self.overrides)}
-        return RunConfig(self.data, settings, dataclasses.replace(train, **common))
+        of_model = {entry.name for entry in dataclasses.fields(settings)}
+        settings = dataclasses.replace(settings, **{k: v for k, v in common.items() if k in of_model})
+        train = dataclasses.replace(train, **{k: v for k, v in common.items() if k not in of_model})
+        return RunConfig(self.data, settings, train)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it; two comparisons are the same if these are equal."""
@@ -124,28 +127,39 @@ def _check_folder(comparison: Comparison, path: Path, *, overwrite: bool) -> Non
         return
     if not (path / _MARK).is_file():
         raise RunFolderError(f"{path} exists and is not a comparison; choose another folder with --out")
-    if not overwrite and not _same(comparison, path):
-        before = _read(path / _MARK)
-        now = json.loads(json.dumps(comparison.to_dict()))
-        different = ", ".join(sorted(key for key in now if before.get(key) != now[key]))
+    before, now = _read(path / _MARK), _plain(comparison)
+    different = [key for key in now if key not in ("models", "recipes") and before.get(key) != now[key]]
+    different += [
+        f"recipe of {name}"
+        for name, settings in now["recipes"].items()
+        if before["recipes"].get(name, settings) != settings
+    ]
+    if different and not overwrite:
         raise RunFolderError(
-            f"{path} holds a comparison with other settings ({different} differ). Use the same ones to go on with it, "
-            "--overwrite to replace it, or choose another folder with --out"
+            f"{path} holds a comparison with other settings ({', '.join(different)}). Use the same ones to go on with "
+            "it (models may be added or left out), --overwrite to replace it, or another folder with --out"
         )
 
 
+def _plain(comparison: Comparison) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(json.dumps(comparison.to_dict()))
+    return content
+
+
 def _same(comparison: Comparison, path: Path) -> bool:
-    return bool(_read(path / _MARK) == json.loads(json.dumps(comparison.to_dict())))
+    return _read(path / _MARK) == _plain(comparison)
 
 
 def _create(comparison: Comparison, path: Path, *, overwrite: bool) -> None:
     if overwrite and (path / _MARK).is_file():
         shutil.rmtree(path)
-    if not (path / _MARK).is_file():
-        path.mkdir(parents=True, exist_ok=True)
-        accelerator = make_accelerator(comparison.run_config(comparison.models[0]).train)
-        _write(path / "environment.json", environment.describe(str(accelerator.device)))
-        _write(path / _MARK, comparison.to_dict())
+    if (path / _MARK).is_file() and _same(comparison, path):
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "result.json").unlink(missing_ok=True)  # of other models
+    accelerator = make_accelerator(comparison.run_config(comparison.models[0]).train)
+    _write(path / "environment.json", environment.describe(str(accelerator.device)))
+    _write(path / _MARK, comparison.to_dict())
 
 
 def _row(
