@@ -142,18 +142,18 @@ def _sigmoid(
     targets: Tokens,
 ) -> Tensor:
     acc = torch.promote_types(v.dtype, torch.float32)
-    if normalization == "row":
-        q, k = unit_rows(q), unit_rows(k)
-    elif normalization == "frobenius":
-        q, k = (_scaled(x, t, scope, joint_heads) for x, t in ((q, targets), (k, sources)))
     weighted, mass = v.to(acc), v.new_ones(sources.n, dtype=acc)
     if sources.mass is not None:
         exists = (sources.mass > 0).unsqueeze(-1)
         mass = torch.where(exists[..., 0], sources.mass.to(acc), 0.0)
         k = torch.where(exists, k, 0.0)
-        weighted = torch.where(exists, weighted * mass.unsqueeze(-1), 0.0)
+        weighted = torch.where(exists, weighted, 0.0) * mass.unsqueeze(-1)
     if targets.mass is not None:
         q = torch.where((targets.mass > 0).unsqueeze(-1), q, 0.0)
+    if normalization == "row":
+        q, k = unit_rows(q), unit_rows(k)
+    elif normalization == "frobenius":
+        q, k = (_scaled(x, t, scope, joint_heads) for x, t in ((q, targets), (k, sources)))
     packed = sources.packed
     out, sums = pairwise_product(
         targets.sort(q), sources.sort(k), sources.sort(weighted), SIGMOID, column=sources.sort(mass, -1),

@@ -19,8 +19,10 @@ def unit_rows(x: Tensor) -> Tensor:
 
 def square_norms(x: Tensor, mass: Tensor | None) -> Tensor:
     """``m_i |x_i|^2`` of every row in float32 or better; rows of mass 0 count 0 whatever they hold."""
+    if mass is not None:
+        x = torch.where(mass.unsqueeze(-1) > 0, x, 0.0)
     square = torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32)).square()
-    return square if mass is None else torch.where(mass > 0, square * mass.to(square.dtype), 0.0)
+    return square if mass is None else square * torch.where(mass > 0, mass, 0.0).to(square.dtype)
 
 
 def pool(squares_BHS: Tensor, scope: str, joint_heads: bool) -> Tensor:
