@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from osmose.energy import DescentMonitor
-from osmose.models import MLP, DIFFormer, DIFFormerConv, ExactDIFFormer, ModelConfig, build
+from osmose.models import MLP, DIFFormer, DIFFormerConv, ExactDIFFormer, ModelConfig, build, sparse_features
+from osmose.models.layers import dropout
+from osmose.operators import Graph
 from osmose.tokens import Tokens
 
 F64 = torch.float64
@@ -206,3 +208,33 @@ def test_frobenius_attention_is_nearly_uniform_and_row_is_not():
 def test_bad_input_says_what_to_do(call, says):
     with pytest.raises((ValueError, TypeError), match=says):
         call()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sparse_features_change_nothing_but_the_cost(name):
+    x, edges, _ = batch_of_graphs()
+    x = x * (x > 1.2)
+    model = model_of(name)
+    graph, features = model.prepare_graph(torch.cat(edges, 1), None, len(x)), sparse_features(x, below=0.5)
+    assert isinstance(features, Graph)
+    got, want = model(features, graph), model(x, graph)
+    torch.testing.assert_close(got, want)
+    grads = [
+        torch.autograd.grad(out.sin().sum(), model.parameters(), allow_unused=True) for out in (got, want)
+    ]
+    for g, w in zip(*grads, strict=True):
+        assert (g is None) == (w is None)
+        if w is not None:
+            torch.testing.assert_close(g, w)
+    assert sparse_features(x, below=0.01) is x
+
+
+def test_dropout_keeps_the_mean_and_the_share():
+    torch.manual_seed(0)
+    x = torch.ones(400, 500, requires_grad=True)
+    out = dropout(x, 0.3, training=True)
+    assert abs(float((out == 0).float().mean()) - 0.3) < 0.005
+    torch.testing.assert_close(out[out > 0], torch.full_like(out[out > 0], 1 / 0.7))
+    assert torch.autograd.grad(out.sum(), x)[0].equal(out.detach())
+    assert dropout(x, 0.3, training=False) is x
+    assert dropout(x, 0.0, training=True) is x

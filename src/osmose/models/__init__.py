@@ -31,6 +31,7 @@ _HOME = {
     "GCN": "baselines",
     "MLP": "baselines",
     "propagation": "graph_term",
+    "sparse_features": "layers",
 }
 
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..operators import Operator
-from .graph_term import as_propagation, check_input, propagation
+from .graph_term import as_propagation, propagation
+from .layers import check_input, dropout, linear
 
 
 class MLP(nn.Module):
@@ -43,7 +44,7 @@ class MLP(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | Operator,
         edge_index: Tensor | Operator | None = None,
         edge_weight: Tensor | None = None,
         *,
@@ -53,8 +54,8 @@ class MLP(nn.Module):
         """``(..., n, c)`` to ``(..., n, out_channels)``."""
         check_input("MLP", x, self.in_channels, batch, mask)
         for layer in self.layers[:-1]:
-            x = F.dropout(F.relu(layer(x)), self.dropout, self.training)
-        return self.layers[-1](x)
+            x = dropout(F.relu(linear(x, layer)), self.dropout, self.training)
+        return linear(x, self.layers[-1])
 
 
 class GCN(nn.Module):
@@ -87,7 +88,7 @@ class GCN(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | Operator,
         edge_index: Tensor | Operator | None = None,
         edge_weight: Tensor | None = None,
         *,
@@ -97,9 +98,11 @@ class GCN(nn.Module):
         """``(n, c)`` to ``(n, out_channels)``; edges join nodes of a set, so ``batch`` changes nothing."""
         check_input("GCN", x, self.in_channels, batch, mask)
         graph = as_propagation(edge_index, edge_weight, x, "GCN")
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = F.dropout(x, self.dropout, self.training) if i else x
-            x = weight(x)
-            x = (x if graph is None else graph @ x) + bias
-            x = F.relu(x) if i + 1 < len(self.weights) else x
-        return x
+        h = self._propagate(linear(x, self.weights[0]), graph, 0)
+        for i, weight in enumerate(self.weights[1:], start=1):
+            h = dropout(F.relu(h), self.dropout, self.training)
+            h = self._propagate(weight(h), graph, i)
+        return h
+
+    def _propagate(self, h: Tensor, graph: Operator | None, layer: int) -> Tensor:
+        return (h if graph is None else graph @ h) + self.biases[layer]

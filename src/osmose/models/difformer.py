@@ -25,7 +25,8 @@ from ..energy import DescentMonitor
 from ..operators import LowRank, Operator, Pairwise
 from ..ops.diffusion import diffusion_attention
 from ..tokens import Tokens
-from .graph_term import DegreeOf, as_propagation, check_input, propagation
+from .graph_term import DegreeOf, as_propagation, propagation
+from .layers import check_input, dropout, linear
 
 Kernel = Literal["simple", "sigmoid", "mean"]
 Normalization = Literal["row", "frobenius", "none"]
@@ -247,7 +248,7 @@ class DIFFormer(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | Operator,
         edge_index: Tensor | Operator | None = None,
         edge_weight: Tensor | None = None,
         *,
@@ -258,7 +259,7 @@ class DIFFormer(nn.Module):
         """Outputs ``(..., n, out_channels)``.
 
         Args:
-            x: ``(n, c)``, or padded ``(B, n, c)``.
+            x: ``(n, c)``, as a tensor or by :func:`~osmose.models.layers.sparse_features`; or padded ``(B, n, c)``.
             edge_index: ``(2, e)``, or what :meth:`prepare_graph` made. Not for padded x.
             edge_weight: ``(e,)``, with an edge index only.
             batch: ``(n,)``, the set of each token; sets do not see each other.
@@ -272,11 +273,11 @@ class DIFFormer(nn.Module):
 
     def encode(
         self,
-        x: Tensor,
+        x: Tensor | Operator,
         edge_index: Tensor | Operator | None = None,
         edge_weight: Tensor | None = None,
         *,
-        source: Tensor | None = None,
+        source: Tensor | Operator | None = None,
         batch: Tensor | None = None,
         mask: Tensor | None = None,
         source_batch: Tensor | None = None,
@@ -300,7 +301,7 @@ class DIFFormer(nn.Module):
             sources = check_input("DIFFormer source", source, channels, source_batch, source_mask)
             y = self._input(source)
         elif self.use_graph and edge_index is not None:
-            if x.ndim == 3:
+            if len(x.shape) == 3:
                 raise ValueError(
                     "DIFFormer: a graph goes with x of shape (n, c); pack the batch and pass batch=."
                 )
@@ -323,13 +324,13 @@ class DIFFormer(nn.Module):
                 h = F.relu(h)
             if monitor is not None:
                 monitor(before, h, self.alpha)
-            h = F.dropout(h, self.dropout, self.training)
+            h = dropout(h, self.dropout, self.training)
         return h
 
-    def _input(self, x: Tensor) -> Tensor:
-        h = self.fcs[0](x)
+    def _input(self, x: Tensor | Operator) -> Tensor:
+        h = linear(x, self.fcs[0])
         h = F.relu(self.bns[0](h) if self.layer_norm else h)
-        return F.dropout(h, self.dropout, self.training)
+        return dropout(h, self.dropout, self.training)
 
     @classmethod
     def from_official(

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..energy import DescentMonitor, Energy, PairWeight
 from ..operators import Graph, Operator
 from ..tokens import Tokens
-from .graph_term import check_input, propagation
+from .graph_term import propagation
+from .layers import check_input, dropout, linear
 
 
 class ExactDIFFormer(nn.Module):
@@ -83,7 +84,7 @@ class ExactDIFFormer(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | Operator,
         edge_index: Tensor | Operator | None = None,
         edge_weight: Tensor | None = None,
         *,
@@ -105,9 +106,9 @@ class ExactDIFFormer(nn.Module):
             before, z = z, energy.step(z, tau)
             if monitor is not None:
                 monitor(before, z, tau, energy)
-        return self.fcs[1](F.dropout(z, self.dropout, self.training))
+        return self.fcs[1](dropout(z, self.dropout, self.training))
 
-    def initial(self, x: Tensor) -> Tensor:
+    def initial(self, x: Tensor | Operator) -> Tensor:
         """The state before the first step: unit vectors, so that the simple weight is inside its domain."""
-        h = F.dropout(self.fcs[0](x).relu(), self.dropout, self.training)
+        h = dropout(linear(x, self.fcs[0]).relu(), self.dropout, self.training)
         return F.normalize(h, dim=-1)

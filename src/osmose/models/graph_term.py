@@ -10,7 +10,6 @@ from torch import Tensor
 from .. import laws
 from ..operators import Graph, Operator
 from ..operators.graph import check_edge_index
-from ..tokens import Tokens
 
 DegreeOf = Literal["weighted", "in_degree"]
 
@@ -64,7 +63,7 @@ def propagation(
 
 
 def as_propagation(
-    graph: Tensor | Operator | None, edge_weight: Tensor | None, x: Tensor, what: str
+    graph: Tensor | Operator | None, edge_weight: Tensor | None, x: Tensor | Operator, what: str
 ) -> Operator | None:
     """The operator of a ``graph`` argument: None, an edge index, or an operator prepared by :func:`propagation`."""
     if graph is None:
@@ -80,16 +79,3 @@ def as_propagation(
             f"{what}: graph has shape {tuple(graph.shape)} but x has {x.shape[-2]} nodes; expected ({x.shape[-2]}, {x.shape[-2]})."
         )
     return graph
-
-
-def check_input(what: str, x: Tensor, channels: int, batch: Tensor | None, mask: Tensor | None) -> Tokens:
-    """The tokens of a model's input ``(n, c)`` or ``(B, n, c)``, or an error that says what is wrong with it."""
-    if x.ndim not in (2, 3) or x.shape[-1] != channels:
-        raise ValueError(
-            f"{what}: x has shape {tuple(x.shape)}; expected (n, {channels}) or (batch, n, {channels})."
-        )
-    if batch is not None and x.ndim == 3:
-        raise ValueError(
-            f"{what}: batch goes with packed x (n, {channels}); for padded x (batch, n, {channels}) pass mask."
-        )
-    return Tokens.of(x, batch=batch, mask=mask)
