@@ -40,9 +40,9 @@ def machine() -> dict[str, object]:
     }
 
 
-def run(entry: Entry, quick: bool, memory: bool) -> list[dict]:
-    """All cases of an entry, printed as they come."""
-    rows = []
+def run(entry: Entry, quick: bool, memory: bool) -> None:
+    """All cases of an entry, printed and stored as they come."""
+    rows: list[dict] = []
     for index, case in enumerate(entry.cases(quick)):
         torch.manual_seed(0)
         inputs = case.inputs()
@@ -58,7 +58,10 @@ def run(entry: Entry, quick: bool, memory: bool) -> list[dict]:
                     result["extra_in_inputs"] = result["extra_bytes"] / element
                 print(line(entry.name, case.label, mode, name, result), flush=True)
         rows.append({"size": case.size, "limit": case.limit, "modes": measured})
-    return rows
+        if not quick:
+            RESULTS.mkdir(exist_ok=True)
+            stored = {"entry": entry.name, "title": entry.title, "machine": machine(), "cases": rows}
+            (RESULTS / f"{entry.name}.json").write_text(json.dumps(stored, indent=1) + "\n")
 
 
 def line(entry: str, label: str, mode: str, name: str, result: dict) -> str:
@@ -81,11 +84,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     for name in args.only or ENTRIES:
-        rows = run(ENTRIES[name], args.quick, not args.no_memory)
-        if not args.quick:
-            RESULTS.mkdir(exist_ok=True)
-            stored = {"entry": name, "title": ENTRIES[name].title, "machine": machine(), "cases": rows}
-            (RESULTS / f"{name}.json").write_text(json.dumps(stored, indent=1) + "\n")
+        run(ENTRIES[name], args.quick, not args.no_memory)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ def simple_products(inputs: Inputs, mode: str) -> object:
 
 @register("diffusion_s", "DIFFormer-s attention, d = 64")
 def diffusion_s(quick: bool) -> Iterator[Case]:
-    for heads in (1, 8):
-        for n in (10_000,) if quick else (10_000, 100_000, 1_000_000):
+    for n in (10_000,) if quick else (10_000, 100_000, 1_000_000):
+        for heads in (1, 8):
             yield Case(
                 {"heads": heads, "n": n},
                 lambda n=n, heads=heads: token_major(n, heads),
