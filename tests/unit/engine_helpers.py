@@ -22,12 +22,21 @@ def blobs(n: int = 60, channels: int = 5, classes: int = 3, splits: int = 2, see
         order = torch.randperm(n // 3, generator=draw)
         rows = (3 * order[:, None] + torch.arange(3)).flatten()  # every class in every part
         parts.append(Split(rows[: n // 3], rows[n // 3 : 2 * n // 3], rows[2 * n // 3 :]))
-    return NodeData("blobs", "test", x.float(), y, edges, None, parts, [f"class{k}" for k in range(classes)], {})
+    return NodeData(
+        "blobs", "test", x.float(), y, edges, None, parts, [f"class{k}" for k in range(classes)], {}
+    )
 
 
 def settings(model: str = "difformer-s", **train: object) -> RunConfig:
     """Run settings for `blobs`: a small model with dropout, twelve epochs, two splits."""
-    values = {"epochs": 12, "patience": 0, "splits": 2, "device": "cpu", "checkpoint_seconds": 1e6} | train
+    values = {
+        "epochs": 12,
+        "patience": 0,
+        "splits": 2,
+        "device": "cpu",
+        "threads": 1,
+        "checkpoint_seconds": 1e6,
+    } | train
     return RunConfig(
         DataConfig("blobs"),
         ModelConfig(name=model, hidden=8, layers=2, dropout=0.3),

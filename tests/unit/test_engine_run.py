@@ -1,6 +1,9 @@
 """A run continues bit for bit after an interruption, and refuses what would harm it."""
 
 import json
+import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,12 @@ import torch
 from osmose.data import NodeData
 from osmose.tasks.checkpoint import CheckpointError
 from osmose.tasks.config import RunConfig
-from osmose.tasks.loop import TrainingDivergedError
+from osmose.tasks.evaluate import final_metrics
+from osmose.tasks.loop import SplitTrainer, TrainingDivergedError
 from osmose.tasks.progress import Reporter
 from osmose.tasks.run import run
 from osmose.tasks.run_folder import RunFolder, RunFolderError
+from osmose.tasks.saved import open_model
 from osmose.tasks.signals import Interrupted, StopRequest
 
 from .engine_helpers import blobs, settings
@@ -188,6 +193,57 @@ def test_a_loss_that_is_not_finite_stops_with_advice_and_keeps_the_best_model(tm
     with pytest.raises(TrainingDivergedError, match=r"at epoch \d+ of split 0: lower --lr \(now 1e\+38\)"):
         run(settings("mlp", lr=1e38), folder, data=blobs())
     assert folder.config_file.exists()
+
+
+def test_divergence_later_on_keeps_the_best_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = SplitTrainer._train_epoch
+    monkeypatch.setattr(
+        SplitTrainer, "_train_epoch", lambda self: math.nan if self.epoch == 6 else train(self)
+    )
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(TrainingDivergedError, match=r"training loss is nan at epoch 7 of split 0.*is kept"):
+        run(settings(), folder, data=blobs())
+    best = max(folder.metrics(), key=lambda row: (row["valid_accuracy"], -row["valid_loss"]))
+    saved = open_model(folder)
+    assert saved.epoch == best["epoch"]
+    found = final_metrics(saved.logits(blobs()), blobs().y, blobs().splits[0])
+    assert found["valid_loss"] == pytest.approx(best["valid_loss"], rel=1e-5)
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from osmose.cli.errors import reporting
+from osmose.tasks.progress import Reporter
+from osmose.tasks.run import run
+from osmose.tasks.run_folder import RunFolder
+from tests.unit.engine_helpers import blobs, settings
+
+class FillDisk(Reporter):
+    def epoch(self, record):
+        if record["epoch"] == 5:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+with reporting() as outcome:
+    folder = RunFolder(Path(sys.argv[1]))
+    run(settings(checkpoint_seconds=0.0), folder, data=blobs(), reporter=FillDisk(quiet=True))
+sys.exit(outcome.code)
+"""
+
+
+def test_a_full_disk_stops_training_and_the_run_resumes_exactly(tmp_path: Path) -> None:
+    folder, whole = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "whole")
+    command = [sys.executable, "-c", FULL_DISK, str(folder.path)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "cannot save" in done.stderr
+    assert "unchanged" in done.stderr
+    config = settings(checkpoint_seconds=0.0)
+    assert timeless(run(config, folder, data=blobs(), resume=True)) == timeless(
+        run(config, whole, data=blobs())
+    )
+    assert folder.metrics_file.read_bytes() == whole.metrics_file.read_bytes()
 
 
 def test_unknown_tracker_and_missing_precision_are_refused(tmp_path: Path) -> None:

@@ -104,6 +104,11 @@ def compare(
     """
     comparison.validate()
     reporter, stop = reporter or Reporter(quiet=True), stop or StopRequest()
+    processes = make_accelerator(comparison.run_config(comparison.models[0]).train).num_processes
+    if processes > 1:
+        raise ValueError(
+            f"a comparison is one process's work, not that of {processes}: start it without torchrun"
+        )
     if is_finished(path) and not overwrite and _same(comparison, path):
         return _read(path / "result.json")
     _check_folder(comparison, path, overwrite=overwrite)

@@ -18,7 +18,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from osmose.data import NodeData, Split
-from osmose.models import build
+from osmose.models import build, sparse_features
 from osmose.tasks.batches import mini_batches
 from osmose.tasks.config import RunConfig
 from osmose.tasks.devices import seed_everything
@@ -86,6 +86,7 @@ class SplitTrainer:
         )
         self.stepper, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.graph = self._prepare_graph(data.edge_index, data.edge_weight, len(data.x))
+        self.features = sparse_features(data.x)
         self.live = self.model.state_dict()  # views of the parameters, not copies
         self.best = {name: value.clone() for name, value in self.live.items()}
         self.stopping = EarlyStopping(self.settings.patience)
@@ -131,7 +132,7 @@ class SplitTrainer:
     def _train_epoch(self) -> float:
         self.stepper.train()
         if self.settings.batch_size is None:
-            logits = self.stepper(self.data.x, self.graph)
+            logits = self.stepper(self.features, self.graph)
             train = self.split.train
             return self._step(F.cross_entropy(logits[train].float(), self.data.y[train])).item()
         losses = [self._step(loss) for loss in self._batch_losses()]
@@ -190,7 +191,7 @@ class SplitTrainer:
     def logits(self) -> Tensor:
         """One forward pass over all nodes with the current weights, without dropout."""
         self.model.eval()
-        return self.model(self.data.x, self.graph).float()
+        return self.model(self.features, self.graph).float()
 
     def use_best(self) -> None:
         """Put the best state into the model."""

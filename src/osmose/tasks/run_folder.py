@@ -118,8 +118,16 @@ class RunFolder:
 
     def flush(self) -> None:
         """Make what was logged visible to readers."""
-        if self._metrics is not None:
+        if self._metrics is None:
+            return
+        try:
             self._metrics.flush()
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"cannot write {self.metrics_file}: {error.strerror}; the last checkpoint is whole. "
+                "Free some space and resume",
+            ) from error
 
     def keep_metrics(self, split: int, epoch: int) -> None:
         """Drop the epochs after (split, epoch): they will be trained again."""
