@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from osmose.tasks.batches import Batch, mini_batches
 
 
-def draw(n: int, edges: int, size: int, world: int = 1, labels: int | None = None, seed: int = 0) -> list[list[Batch]]:
+def draw(
+    n: int, edges: int, size: int, world: int = 1, labels: int | None = None, seed: int = 0
+) -> list[list[Batch]]:
     """Batches of every rank, and the inputs they came from."""
     source = torch.Generator().manual_seed(seed)
     edge_index = torch.randint(0, n, (2, edges), generator=source)

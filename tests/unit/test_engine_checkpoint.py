@@ -89,7 +89,9 @@ def test_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
 def test_weights_of_another_model_are_refused_by_name_and_shape(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     model = nn.Linear(3, 2)
-    with pytest.raises(CheckpointError, match=r"bias is missing.*extra is unknown.*weight has shape \(2, 4\)"):
+    with pytest.raises(
+        CheckpointError, match=r"bias is missing.*extra is unknown.*weight has shape \(2, 4\)"
+    ):
         checkpoint.load_weights(model, {"weight": torch.zeros(2, 4), "extra": torch.zeros(1)}, path)
     before = model.weight.clone()
     with pytest.raises(CheckpointError):

@@ -73,7 +73,13 @@ def test_every_recipe_is_valid_and_names_its_model(task: str, model: str) -> Non
 
 def test_recipes_of_the_paper() -> None:
     model, train = recipe("cora", "difformer-s")
-    assert (model.layers, model.hidden, model.dropout, train.lr, train.weight_decay) == (8, 64, 0.2, 1e-3, 0.01)
+    assert (model.layers, model.hidden, model.dropout, train.lr, train.weight_decay) == (
+        8,
+        64,
+        0.2,
+        1e-3,
+        0.01,
+    )
     model, train = recipe("citeseer", "difformer-a")
     assert (model.layers, model.hidden, train.weight_decay, train.epochs) == (4, 32, 1.0, 500)
     assert recipe("cora", "mean")[1] == recipe("cora", "difformer-s")[1]
@@ -87,5 +93,7 @@ def test_unknown_names_give_the_nearest() -> None:
 
 
 def test_settings_need_no_torch() -> None:
-    code = "import sys, osmose.tasks.config, osmose.tasks.recipes, osmose.cli; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, osmose.tasks.config, osmose.tasks.recipes, osmose.cli; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -90,7 +90,7 @@ def test_settings_of_the_space_reach_the_run() -> None:
     config = with_settings(settings(), chosen)
     assert (config.train.lr, config.train.weight_decay) == (0.01, 1.0)
     assert (config.model.dropout, config.model.hidden, config.model.layers) == (0.5, 128, 16)
-    assert describe(chosen) == "lr 0.01, wd 1, dropout 0.5, hidden 128, layers 16"
+    assert describe(chosen) == "lr 0.01, wd 1, drop 0.5, 16 x 128"
 
 
 COMPARISON = Comparison(

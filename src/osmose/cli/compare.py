@@ -118,8 +118,10 @@ def _print(result: dict[str, Any], *, json: bool) -> None:
         title=f"{result['source']} ({result['protocol']})", title_justify="left", box=box.SIMPLE_HEAD
     )
     for name in COLUMNS:
-        text = name in ("model", "settings")
-        table.add_column(name, justify="left" if text else "right", no_wrap=name != "settings")
+        settings = name.startswith("settings")
+        table.add_column(
+            name, justify="left" if settings or name == "model" else "right", no_wrap=not settings
+        )
     for row in cells(result):
         table.add_row(*row)
     console = Console(highlight=False)

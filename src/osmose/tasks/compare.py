@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,7 +173,6 @@ def _row(
     config = comparison.run_config(name)
     found = None
     if comparison.trials:
-        started = time.monotonic()
         found = search(
             config,
             data,
@@ -185,7 +183,6 @@ def _row(
             reporter=reporter,
             stop=stop,
         )
-        found["seconds"] = time.monotonic() - started
         config = with_settings(config, found["settings"])
     result = run(config, RunFolder(path / name), resume=True, reporter=reporter, stop=stop, data=data)
     return {
@@ -220,7 +217,7 @@ def _finish(comparison: Comparison, path: Path, data: NodeData, rows: list[dict[
     return _read(path / "result.json")
 
 
-COLUMNS = ("model", "test, %", "validation, %", "settings", "parameters", "seconds")
+COLUMNS = ("model", "test, %", "valid, %", "settings (layers x hidden)", "params", "seconds")
 
 
 def cells(result: dict[str, Any]) -> list[tuple[str, ...]]:

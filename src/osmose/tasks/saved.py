@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from osmose.data import DataError, NodeData, load_new
-from osmose.models import build
+from osmose.models import build, sparse_features
 from osmose.tasks import checkpoint, sources
 from osmose.tasks.config import RunConfig
 from osmose.tasks.evaluate import final_metrics
@@ -35,7 +35,7 @@ class SavedModel:
         graph = None
         if data.edge_index is not None:
             graph = self.model.prepare_graph(data.edge_index, data.edge_weight, len(data.x))  # type: ignore[operator]
-        return self.model(data.x, graph).float()
+        return self.model(sparse_features(data.x), graph).float()
 
 
 def open_model(folder: RunFolder) -> SavedModel:

@@ -34,6 +34,7 @@ SPACE: dict[str, tuple[Any, ...]] = {
 """The paper's grid, the learning rates of its released scripts, and what the baselines' recipes need."""
 
 _TRAIN = ("lr", "weight_decay")
+_SHORT = {"lr": "lr", "wd": "weight_decay", "drop": "dropout"}
 
 
 def with_settings(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
@@ -109,9 +110,9 @@ def recipe_point(config: RunConfig) -> dict[str, Any] | None:
 
 
 def describe(settings: dict[str, Any]) -> str:
-    """`lr 0.001, wd 0.01, dropout 0.2, hidden 64, layers 8`."""
-    short = {"weight_decay": "wd"}
-    return ", ".join(f"{short.get(name, name)} {settings[name]:g}" for name in SPACE)
+    """`lr 0.001, wd 0.01, drop 0.2, 8 x 64`: the last is layers x hidden width."""
+    chosen = [f"{short} {settings[name]:g}" for short, name in _SHORT.items()]
+    return ", ".join([*chosen, f"{settings['layers']} x {settings['hidden']}"])
 
 
 def _validation(
