@@ -236,17 +236,28 @@ def test_second_derivative_raises():
         dq.sum().backward()
 
 
-def test_compiles_as_one_graph():
+@pytest.mark.parametrize(
+    "options", [{}, {"normalization": "frobenius"}, {"kernel": "sigmoid"}, {"causal": True}], ids=str
+)
+def test_compiles_as_one_graph(options):
     q, k, v = points(12, 12, dtype=torch.float32)
     tokens = Tokens(12, masses(2, 1, 12).detach().float())
 
-    def attend(q, k, v, normalization):
-        return diffusion_attention(q, k, v, normalization=normalization, sources=tokens)
+    def attend(q, k, v):
+        return diffusion_attention(q, k, v, sources=tokens, **options)
 
-    for normalization in ("row", "frobenius"):
-        compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
-        a, b = compiled(q, k, v, normalization), attend(q, k, v, normalization)
-        assert_same(a, b, (q, k, v), 1e-6)
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    assert_same(compiled(q, k, v), attend(q, k, v), (q, k, v), 1e-6)
+
+
+def test_exports():
+    class Attend(torch.nn.Module):
+        def forward(self, q, k, v):
+            return diffusion_attention(q, k, v)
+
+    q, k, v = (x.detach() for x in points(12, 12, dtype=torch.float32))
+    program = torch.export.export(Attend(), (q, k, v))
+    torch.testing.assert_close(program.module()(q, k, v), diffusion_attention(q, k, v), atol=0, rtol=0)
 
 
 def test_memory_is_linear(monkeypatch):

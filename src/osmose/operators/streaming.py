@@ -349,9 +349,11 @@ def _check(
     shift: Tensor | None,
     column: Tensor | None,
 ) -> None:
-    shapes = f"q has shape {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    def shapes() -> str:
+        return f"q has shape {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+
     if min(q.ndim, k.ndim, v.ndim) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
-        raise ValueError(f"pairwise_product: {shapes}; expected (..., n, r), (..., m, r), (..., m, c).")
+        raise ValueError(f"pairwise_product: {shapes()}; expected (..., n, r), (..., m, r), (..., m, c).")
     if not (q.is_floating_point() and k.is_floating_point() and v.is_floating_point()):
         raise ValueError(
             f"pairwise_product: q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}; expected float types."
@@ -359,7 +361,7 @@ def _check(
     for name, x, tokens in (("shift", shift, q.shape[-2]), ("column", column, k.shape[-2])):
         if x is not None and (x.ndim < 1 or x.shape[-1] != tokens):
             raise ValueError(
-                f"pairwise_product: {name} has shape {tuple(x.shape)}; expected (..., {tokens}), {shapes}."
+                f"pairwise_product: {name} has shape {tuple(x.shape)}; expected (..., {tokens}), {shapes()}."
             )
     if (q_ptr is None) != (k_ptr is None):
         raise ValueError("pairwise_product: only one of q_ptr and k_ptr was given; pass both or neither.")

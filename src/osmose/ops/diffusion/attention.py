@@ -213,20 +213,27 @@ def _check(
     ):
         if value not in known:
             raise ValueError(f"diffusion_attention: {name} is {value!r}; expected one of {', '.join(known)}.")
-    shapes = f"q has shape {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-    same_rank = q.ndim == k.ndim == v.ndim >= 2
-    if not same_rank or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+    if not q.ndim == k.ndim == v.ndim >= 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
         raise ValueError(
-            f"diffusion_attention: {shapes}; expected (..., H, n, d), (..., H, m, d), (..., H, m, c), or two dimensions each."
+            f"diffusion_attention: {_shapes(q, k, v)}; expected (..., H, n, d), (..., H, m, d), (..., H, m, c), "
+            "or two dimensions each."
         )
-    if any(len({x.shape[i] for x in (q, k, v)} - {1}) > 1 for i in range(q.ndim - 2)):
-        raise ValueError(f"diffusion_attention: {shapes}; expected leading dimensions that are equal or 1.")
+    if q.shape[:-2] != k.shape[:-2] or q.shape[:-2] != v.shape[:-2]:
+        for sizes in zip(q.shape[:-2], k.shape[:-2], v.shape[:-2], strict=True):
+            if len(set(sizes) - {1}) > 1:
+                raise ValueError(
+                    f"diffusion_attention: {_shapes(q, k, v)}; expected leading dimensions that are equal or 1."
+                )
     if not q.is_floating_point() or not q.dtype == k.dtype == v.dtype:
         raise ValueError(
             f"diffusion_attention: q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}; expected one float type for all."
         )
     if causal and (kernel != "simple" or normalization == "frobenius" or q.shape[-2] != k.shape[-2]):
         raise ValueError(
-            f"diffusion_attention: causal=True with kernel={kernel!r}, normalization={normalization!r} and {shapes}; "
-            "expected the simple kernel, normalization row or none, and as many sources as targets."
+            f"diffusion_attention: causal=True with kernel={kernel!r}, normalization={normalization!r} and "
+            f"{_shapes(q, k, v)}; expected the simple kernel, normalization row or none, and as many sources as targets."
         )
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
+    return f"q has shape {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
