@@ -236,6 +236,7 @@ def test_second_derivative_raises():
         dq.sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own tracing
 @pytest.mark.parametrize(
     "options", [{}, {"normalization": "frobenius"}, {"kernel": "sigmoid"}, {"causal": True}], ids=str
 )
