@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import platform
 import subprocess
 import time
@@ -32,7 +33,10 @@ def machine() -> dict[str, object]:
     )
     return {
         "cpu": cpu,
-        "cores": torch.get_num_threads(),
+        "threads": torch.get_num_threads(),
+        "load": round(
+            os.getloadavg()[1], 1
+        ),  # of the last five minutes; above the threads, times are inflated
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit.stdout.strip() or "unknown",
