@@ -21,25 +21,28 @@ _CLASSIC = {"lr": 1e-2, "weight_decay": 5e-4, "epochs": 500, "patience": 0, "spl
 _CHAMELEON = {"lr": 1e-2, "epochs": 300, "patience": 0, "splits": 10}
 _NEWS = {"lr": 5e-4, "weight_decay": 0.1, "epochs": 600, "patience": 0, "splits": 5}
 _DIGITS = {"lr": 1e-2, "weight_decay": 5e-4, "epochs": 200, "patience": 60, "splits": 5, "threads": 1}
+_RELEASED = {
+    "normalization": "frobenius"
+}  # of difformer-s; the paper's row norm is markedly worse on these sets
 _NO_NORM = {"residual": False, "layer_norm": False}
 
 # task -> model -> (model settings, training settings); "*" serves the models that are not named.
 _RECIPES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "cora": {
-        "*": ({"hidden": 64, "layers": 8, "dropout": 0.2}, _PLANETOID | {"weight_decay": 0.01}),
+        "*": ({"hidden": 64, "layers": 8, "dropout": 0.2, **_RELEASED}, _PLANETOID | {"weight_decay": 0.01}),
         "difformer-a": ({"hidden": 64, "layers": 8, "dropout": 0.0}, _PLANETOID | {"weight_decay": 0.1}),
         "gcn": ({"hidden": 64, "layers": 2, "dropout": 0.5}, _CLASSIC),
         "mlp": ({"hidden": 64, "layers": 1, "dropout": 0.5}, _CLASSIC),
     },
     "citeseer": {
-        "*": ({"hidden": 64, "layers": 4, "dropout": 0.2}, _PLANETOID | {"weight_decay": 1.0}),
+        "*": ({"hidden": 64, "layers": 4, "dropout": 0.2, **_RELEASED}, _PLANETOID | {"weight_decay": 1.0}),
         "difformer-a": ({"hidden": 32, "layers": 4, "dropout": 0.2}, _PLANETOID | {"weight_decay": 1.0}),
         "gcn": ({"hidden": 64, "layers": 2, "dropout": 0.5}, _CLASSIC),
         "mlp": ({"hidden": 64, "layers": 1, "dropout": 0.5}, _CLASSIC),
     },
     "chameleon": {
         "*": (
-            {"hidden": 128, "layers": 2, "dropout": 0.2, "graph_weight": 0.7, **_NO_NORM},
+            {"hidden": 128, "layers": 2, "dropout": 0.2, "graph_weight": 0.7, **_NO_NORM, **_RELEASED},
             _CHAMELEON | {"weight_decay": 1e-4},
         ),
         "difformer-a": (
@@ -57,7 +60,8 @@ _RECIPES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
         "mlp": ({"hidden": 128, "layers": 1, "dropout": 0.5}, _CHAMELEON | {"weight_decay": 5e-4}),
     },
     "20news": {
-        "*": ({"hidden": 300, "layers": 2, "dropout": 0.0, "use_graph": False}, _NEWS),
+        "*": ({"hidden": 300, "layers": 2, "dropout": 0.0, "use_graph": False, **_RELEASED}, _NEWS),
+        "difformer-a": ({"hidden": 300, "layers": 2, "dropout": 0.0, "use_graph": False}, _NEWS),
         "gcn": ({"hidden": 300, "layers": 2, "dropout": 0.5}, _NEWS | {"weight_decay": 5e-4}),
         "mlp": ({"hidden": 300, "layers": 1, "dropout": 0.5}, _NEWS | {"weight_decay": 5e-4}),
     },
