@@ -159,7 +159,8 @@ class _CsrProduct(torch.autograd.Function):
 def _csr_product(csr: Tensor, v: Tensor) -> Tensor:
     lead, (m, c) = v.shape[:-2], v.shape[-2:]
     flat = v if not lead else v.movedim(-2, 0).reshape(m, -1)
-    out = csr @ flat.contiguous() if flat.shape[1] else flat.new_zeros(csr.shape[0], 0)
+    with torch.autocast(v.device.type, enabled=False):
+        out = csr @ flat.contiguous() if flat.shape[1] else flat.new_zeros(csr.shape[0], 0)
     return out if not lead else out.reshape(-1, *lead, c).movedim(0, -2)
 
 
