@@ -195,12 +195,14 @@ def _pieces(x: Tensor, block: Block) -> tuple[Tensor, ...]:
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
-    if bias is not None:
+    """``out = a b (+ bias)``; heads one by one on a CPU, whose batched product is slow on strided operands."""
+    if out.ndim == 3 and out.device.type == "cpu":
+        for h in range(len(out)):
+            _product(a[h], b[h], out[h], None if bias is None else bias[h])
+    elif bias is not None:
         (torch.addmm if out.ndim == 2 else torch.baddbmm)(bias, a, b, out=out)
-    elif out.ndim == 2:
-        torch.mm(a, b, out=out)
     else:
-        torch.bmm(a, b, out=out)
+        (torch.mm if out.ndim == 2 else torch.bmm)(a, b, out=out)
 
 
 def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
