@@ -30,13 +30,19 @@ _NO_NORM = {"residual": False, "layer_norm": False}
 _RECIPES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "cora": {
         "*": ({"hidden": 64, "layers": 8, "dropout": 0.2, **_RELEASED}, _PLANETOID | {"weight_decay": 0.01}),
-        "difformer-a": ({"hidden": 64, "layers": 8, "dropout": 0.0}, _PLANETOID | {"weight_decay": 0.1}),
+        "difformer-a": (
+            {"hidden": 64, "layers": 8, "dropout": 0.0, **_RELEASED_A},
+            _PLANETOID | {"weight_decay": 0.1},
+        ),
         "gcn": ({"hidden": 64, "layers": 2, "dropout": 0.5}, _CLASSIC),
         "mlp": ({"hidden": 64, "layers": 1, "dropout": 0.5}, _CLASSIC),
     },
     "citeseer": {
         "*": ({"hidden": 64, "layers": 4, "dropout": 0.2, **_RELEASED}, _PLANETOID | {"weight_decay": 1.0}),
-        "difformer-a": ({"hidden": 32, "layers": 4, "dropout": 0.2}, _PLANETOID | {"weight_decay": 1.0}),
+        "difformer-a": (
+            {"hidden": 32, "layers": 4, "dropout": 0.2, **_RELEASED_A},
+            _PLANETOID | {"weight_decay": 1.0},
+        ),
         "gcn": ({"hidden": 64, "layers": 2, "dropout": 0.5}, _CLASSIC),
         "mlp": ({"hidden": 64, "layers": 1, "dropout": 0.5}, _CLASSIC),
     },
@@ -53,6 +59,7 @@ _RECIPES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
                 "graph_weight": 0.8,
                 "use_weight": True,
                 **_NO_NORM,
+                **_RELEASED_A,
             },
             _CHAMELEON | {"weight_decay": 1e-3},
         ),
@@ -61,7 +68,10 @@ _RECIPES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     },
     "20news": {
         "*": ({"hidden": 300, "layers": 2, "dropout": 0.0, "use_graph": False, **_RELEASED}, _NEWS),
-        "difformer-a": ({"hidden": 300, "layers": 2, "dropout": 0.0, "use_graph": False}, _NEWS),
+        "difformer-a": (
+            {"hidden": 300, "layers": 2, "dropout": 0.0, "use_graph": False, **_RELEASED_A},
+            _NEWS,
+        ),
         "gcn": ({"hidden": 300, "layers": 2, "dropout": 0.5}, _NEWS | {"weight_decay": 5e-4}),
         "mlp": ({"hidden": 300, "layers": 1, "dropout": 0.5}, _NEWS | {"weight_decay": 5e-4}),
     },
