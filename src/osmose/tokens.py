@@ -127,7 +127,7 @@ class Tokens:
         """
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()
         if self.mass is not None:
-            x = torch.where(self.mass.unsqueeze(-1) > 0, self.weigh(x), 0.0)
+            x = self.weigh(torch.where(self.mass.unsqueeze(-1) > 0, x, 0.0))
         return self._sum_sets(x)
 
     def total(self, like: Tensor | None = None) -> Tensor:

@@ -106,7 +106,7 @@ class TestLaws:
         for x in poisoned:
             x[..., mass == 0, :] = torch.nan
             x.requires_grad_()
-        out = diffusion_attention(*poisoned, sources=Tokens(9, mass), **options)
+        out = diffusion_attention(*poisoned, sources=Tokens(9, mass), targets=Tokens(9, mass), **options)
         torch.testing.assert_close(
             out[..., mass > 0, :], diffusion_attention(*alone, **options), atol=1e-13, rtol=0
         )
@@ -120,7 +120,7 @@ class TestLaws:
         whole = diffusion_attention(q, k, v, **options)
         twice = [torch.cat([x, x[..., :4, :]], -2) for x in (q, k, v)]
         mass = torch.tensor([0.5] * 4 + [1.0] * 5 + [0.5] * 4, dtype=DTYPE)
-        out = diffusion_attention(*twice, sources=Tokens(13, mass), **options)
+        out = diffusion_attention(*twice, sources=Tokens(13, mass), targets=Tokens(13, mass), **options)
         torch.testing.assert_close(out[..., :9, :], whole, atol=1e-13, rtol=1e-12)
 
     def test_alone_padded_and_packed_are_the_same(self, options):
@@ -129,14 +129,16 @@ class TestLaws:
         alone = [diffusion_attention(*x, **options) for x in sets]
         packed = [torch.cat(x, -2) for x in zip(*sets, strict=True)]
         ptr = torch.tensor([0, 3, 14, 14, 20])
-        out = diffusion_attention(*packed, sources=Tokens.of(20, ptr=ptr), **options)
+        out = diffusion_attention(
+            *packed, sources=Tokens.of(20, ptr=ptr), targets=Tokens.of(20, ptr=ptr), **options
+        )
         torch.testing.assert_close(out, torch.cat(alone, -2), atol=1e-13, rtol=1e-12)
         padded = [
             torch.stack([torch.nn.functional.pad(x, (0, 0, 0, 11 - x.shape[-2]), value=7.0) for x in xs])
             for xs in zip(*sets, strict=True)
         ]
         tokens = Tokens.of(padded[0], mask=(torch.arange(11) < torch.tensor(sizes)[:, None])[:, None])
-        out = diffusion_attention(*padded, sources=tokens, **options)
+        out = diffusion_attention(*padded, sources=tokens, targets=tokens, **options)
         for i, expected in enumerate(alone):
             torch.testing.assert_close(out[i, :, : sizes[i]], expected, atol=1e-13, rtol=1e-12)
             assert (out[i, :, sizes[i] :] == 0).all()
@@ -245,7 +247,7 @@ def test_compiles_as_one_graph(options):
     tokens = Tokens(12, masses(2, 1, 12).detach().float())
 
     def attend(q, k, v):
-        return diffusion_attention(q, k, v, sources=tokens, **options)
+        return diffusion_attention(q, k, v, sources=tokens, targets=tokens, **options)
 
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
     assert_same(compiled(q, k, v), attend(q, k, v), (q, k, v), 1e-6)
@@ -292,3 +294,36 @@ def test_bad_input_is_named(arguments, message):
     given = {"q": torch.zeros(2, 3, 4), "k": torch.zeros(2, 5, 4), "v": torch.zeros(2, 5, 4)} | arguments
     with pytest.raises(ValueError, match=message):
         diffusion_attention(**given)
+
+
+def test_masses_belong_to_the_side_that_is_named():
+    """Cross attention must not change its meaning where both sides happen to have as many tokens."""
+    q, k, v = (torch.randn(1, n, 3, dtype=torch.float64) for n in (5, 5, 5))
+    sources = Tokens.of(5, mask=torch.tensor([True, True, True, False, False]))
+    out = diffusion_attention(q, k, v, sources=sources)
+    torch.testing.assert_close(out, diffusion_attention(q, k[:, :3], v[:, :3]))
+
+
+def test_causal_refuses_targets_and_sources_of_different_sets():
+    q = torch.randn(1, 3, 2)
+    a, b = (Tokens.of(3, batch=torch.tensor(batch)) for batch in ([0, 0, 1], [0, 1, 1]))
+    with pytest.raises(ValueError, match="pass the same Tokens as targets and sources"):
+        diffusion_attention(q, q, q, targets=a, sources=b, causal=True)
+
+
+def test_no_heads_and_no_sets():
+    empty = torch.zeros(0, 5, 3)
+    assert diffusion_attention(empty, empty, empty).shape == (0, 5, 3)
+    none = torch.zeros(2, 0, 3)
+    tokens = Tokens.of(0, batch=torch.zeros(0, dtype=torch.long))
+    for kernel in ("simple", "sigmoid"):
+        assert diffusion_attention(none, none, none, kernel=kernel, sources=tokens, targets=tokens).shape == (
+            2,
+            0,
+            3,
+        )
+    assert diffusion_attention(none, none, none, causal=True, sources=tokens, targets=tokens).shape == (
+        2,
+        0,
+        3,
+    )

@@ -101,7 +101,9 @@ def test_causal_equals_the_masked_reference(n, normalization, monkeypatch):
 def test_causal_packed_sets_do_not_see_each_other():
     q, k, v = points(12, 12, (2,))
     batch = torch.tensor([0, 1, 0, 2, 1, 1, 0, 2, 0, 0, 1, 2])
-    out = diffusion_attention(q, k, v, sources=Tokens.of(12, batch=batch), causal=True)
+    out = diffusion_attention(
+        q, k, v, sources=Tokens.of(12, batch=batch), targets=Tokens.of(12, batch=batch), causal=True
+    )
     for s in range(3):
         own = batch == s
         alone = diffusion_attention(q[:, own], k[:, own], v[:, own], causal=True)

@@ -200,6 +200,20 @@ def test_frobenius_attention_is_nearly_uniform_and_row_is_not():
         ),
         (lambda: DIFFormer(5, 4, 3)(torch.zeros(7, 5), torch.tensor([[0], [9]])), "expected 0 to 6"),
         (
+            lambda: ExactDIFFormer(5, 4, 3)(torch.zeros(2, 7, 5), torch.zeros(2, 0, dtype=torch.long)),
+            "pack the batch",
+        ),
+        (
+            lambda: DIFFormer(5, 4, 3)(
+                torch.zeros(2, 5), torch.tensor([[0], [1]]), batch=torch.tensor([0, 1])
+            ),
+            "different sets of batch",
+        ),
+        (
+            lambda: DIFFormer(5, 4, 3)(torch.zeros(7, 5), torch.tensor([[0], [1]]), torch.ones(2)),
+            r"edge_weight has shape \(2,\); expected \(1,\)",
+        ),
+        (
             lambda: DIFFormer(5, 4, 3)(torch.zeros(7, 5), batch=torch.zeros(6, dtype=torch.long)),
             r"expected \(7,\)",
         ),
@@ -238,3 +252,73 @@ def test_dropout_keeps_the_mean_and_the_share():
     assert torch.autograd.grad(out.sum(), x)[0].equal(out.detach())
     assert dropout(x, 0.3, training=False) is x
     assert dropout(x, 0.0, training=True) is x
+
+
+def test_the_attention_operator_agrees_on_real_masses_half_types_and_signs():
+    torch.manual_seed(0)
+    mass = torch.tensor([0.1, 5.0, 1.0, 3.0, 0.2, 2.0], dtype=F64)
+    x = 5 * torch.randn(6, 5, dtype=F64)
+    for kernel in ("simple", "sigmoid"):
+        for normalization in ("row", "frobenius", "none"):
+            conv = DIFFormerConv(5, 4, 2, kernel=kernel, normalization=normalization).double()
+            tokens = Tokens.of(x, mass=mass)
+            v = conv._heads(x, conv.Wv)
+            got = (conv.attention(x, targets=tokens) @ v).mean(-3)
+            torch.testing.assert_close(got, conv(x, targets=tokens), rtol=1e-6, atol=1e-8)
+    conv = DIFFormerConv(5, 4, normalization="frobenius").half()
+    large = (400 * torch.randn(6, 5)).half()
+    want = conv.float().attention(large.float()).to_dense()
+    torch.testing.assert_close(conv.half().attention(large).to_dense().float(), want, rtol=2e-2, atol=2e-3)
+
+
+def test_layers_accept_states_and_projections_of_different_types():
+    """Under autocast a LayerNorm may keep float32 while linear layers are narrow, or the other way round."""
+    conv = DIFFormerConv(5, 5, use_weight=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        for kernel in ("simple", "sigmoid", "mean"):
+            conv.kernel = kernel
+            assert torch.isfinite(conv(torch.randn(4, 5))).all()
+
+    class WideNorm(torch.nn.LayerNorm):
+        def forward(self, x):
+            return super().forward(x.float()).float()
+
+    for kernel in ("simple", "sigmoid", "mean"):
+        for use_weight in (True, False):
+            model = DIFFormer(5, 8, 4, kernel=kernel, use_weight=use_weight)
+            model.bns = torch.nn.ModuleList(WideNorm(8) for _ in model.bns)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.isfinite(model(torch.randn(6, 5), torch.tensor([[0, 1], [1, 0]]))).all()
+
+
+def test_padding_may_hold_anything():
+    x, _, batch = batch_of_graphs()
+    padded, t = Tokens.of(x, batch=batch).pad(x)
+    mask = t.mass > 0
+    for name in ("difformer-s", "difformer-a", "mean", "mlp", "difformer-exact"):
+        grads = []
+        for fill in (0.0, torch.nan):
+            model = model_of(name)
+            model(padded.masked_fill(~mask.unsqueeze(-1), fill), mask=mask)[mask].sum().backward()
+            grads.append([p.grad for p in model.parameters() if p.grad is not None])
+        for clean, dirty in zip(*grads, strict=True):
+            torch.testing.assert_close(clean, dirty)
+
+
+def test_exact_mode_is_covered_in_float32_at_the_bound():
+    torch.manual_seed(0)
+    model = ExactDIFFormer(16, 64, 7, num_layers=6, strength=0.05, alpha=0.9, source_strength=0.0).eval()
+    monitor = DescentMonitor()
+    model(torch.randn(50, 16), monitor=monitor)
+    assert all(report.covered for report in monitor.reports)
+
+
+def test_cross_use_of_packed_batches_with_empty_sets():
+    model = model_of("difformer-s")
+    x, y = torch.randn(5, 5, dtype=F64), torch.randn(4, 5, dtype=F64)
+    out = model.encode(
+        x, source=y, batch=torch.tensor([0, 1, 1, 2, 2]), source_batch=torch.tensor([0, 0, 1, 1])
+    )
+    torch.testing.assert_close(out[:1], model.encode(x[:1], source=y[:2]))
+    torch.testing.assert_close(out[1:3], model.encode(x[1:3], source=y[2:]))
+    assert torch.isfinite(out).all()

@@ -96,7 +96,7 @@ class Energy:
 
     def step(self, z: Tensor, tau: float | Tensor | None = None) -> Tensor:
         """The next state for a step ``tau``; None takes the largest admissible one, set by set."""
-        mixed, degree = self._pull(z)
+        mixed, degree = self.pull(z)
         tau = self._bound(degree, self._tokens(z)) if tau is None else torch.as_tensor(tau, dtype=z.dtype)
         tau = self._tokens(z).spread(tau.unsqueeze(-1)) if tau.ndim else tau
         move = torch.where(degree > 0, mixed / torch.where(degree > 0, degree, 1.0) - z, 0.0)
@@ -104,7 +104,7 @@ class Energy:
 
     def max_step(self, z: Tensor) -> Tensor:
         """``4 c_min / (4 c_min + 1)`` of each set: up to here the energy provably does not rise."""
-        return self._bound(self._pull(z)[1], self._tokens(z))
+        return self._bound(self.pull(z)[1], self._tokens(z))
 
     def inside_domain(self, z: Tensor) -> bool:
         """Whether all squared distances inside a set are in the domain of delta.
@@ -124,8 +124,8 @@ class Energy:
             keep = [present] if zp is not None else tokens.sort(present, -1).split(tokens.sizes.tolist(), -1)
             return all(_diameter2(s, k) <= domain * slack for s, k in zip(sets, keep, strict=True))
 
-    def _pull(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """``(K m z + (mu/2) x)_i`` and ``c_i``, from one product."""
+    def pull(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """``sum_j K_ij m_j z_j + (mu/2) x_i``, ``(..., n, d)``, and ``c_i``, ``(..., n, 1)``, from one product."""
         tokens = self._tokens(z)
         pull = self.kernel(z) @ tokens.weigh(torch.cat([z, torch.ones_like(z[..., :1])], -1))
         mixed, degree = pull[..., :-1], pull[..., -1:]
@@ -144,7 +144,8 @@ class Energy:
         else:
             least = degree.new_full((*degree.shape[:-1], tokens.num_sets), torch.inf)
             least = least.scatter_reduce(-1, tokens.batch.expand_as(degree), degree, "amin")
-        return torch.where(torch.isfinite(least), 4 * least / (4 * least + 1), 1.0)
+        below = 1 - 4 * torch.finfo(least.dtype).eps  # so that rounding cannot carry a step over the bound
+        return torch.where(torch.isfinite(least), below * 4 * least / (4 * least + 1), 1.0)
 
     def _tokens(self, z: Tensor) -> Tokens:
         check_pair("Energy", self.tokens, self.tokens, z.shape[-2], z.shape[-2])

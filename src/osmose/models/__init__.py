@@ -22,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "build",
     "propagation",
+    "sparse_features",
 ]
 
 _HOME = {

@@ -52,7 +52,7 @@ class MLP(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         """``(..., n, c)`` to ``(..., n, out_channels)``."""
-        check_input("MLP", x, self.in_channels, batch, mask)
+        x, _ = check_input("MLP", x, self.in_channels, batch, mask)
         for layer in self.layers[:-1]:
             x = dropout(F.relu(linear(x, layer)), self.dropout, self.training)
         return linear(x, self.layers[-1])
@@ -84,7 +84,7 @@ class GCN(nn.Module):
         self, edge_index: Tensor, edge_weight: Tensor | None = None, num_nodes: int | None = None
     ) -> Operator:
         """What ``forward`` takes as ``edge_index``, made once instead of in every call."""
-        return propagation(edge_index, edge_weight, num_nodes)
+        return propagation(edge_index, edge_weight, num_nodes, dtype=self.biases[0].dtype)
 
     def forward(
         self,
@@ -96,8 +96,8 @@ class GCN(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         """``(n, c)`` to ``(n, out_channels)``; edges join nodes of a set, so ``batch`` changes nothing."""
-        check_input("GCN", x, self.in_channels, batch, mask)
-        graph = as_propagation(edge_index, edge_weight, x, "GCN")
+        x, _ = check_input("GCN", x, self.in_channels, batch, mask)
+        graph = as_propagation(edge_index, edge_weight, x, "GCN", batch=batch)
         h = self._propagate(linear(x, self.weights[0]), graph, 0)
         for i, weight in enumerate(self.weights[1:], start=1):
             h = dropout(F.relu(h), self.dropout, self.training)

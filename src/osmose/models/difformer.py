@@ -24,7 +24,8 @@ from .. import laws
 from ..energy import DescentMonitor
 from ..operators import LowRank, Operator, Pairwise
 from ..ops.diffusion import diffusion_attention
-from ..tokens import Tokens
+from ..ops.diffusion.normalize import frobenius_rows, unit_rows
+from ..tokens import Tokens, check_pair
 from .graph_term import DegreeOf, as_propagation, propagation
 from .layers import check_input, dropout, linear
 
@@ -92,6 +93,7 @@ class DIFFormerConv(nn.Module):
     ) -> Tensor:
         """Mix ``source (..., m, c)`` into ``query (..., n, c)``; None means the query itself. Gives ``(..., n, d)``."""
         source, sources = (query, targets) if source is None else (source, sources)
+        check_pair("DIFFormerConv", targets, sources, query.shape[-2], source.shape[-2])
         v_BHMD = self._heads(source, self.Wv) if self.Wv is not None else source.unsqueeze(-3)
         attended = _mean_of_heads(self._attend(query, source, v_BHMD, targets, sources))
         if graph is None:
@@ -109,10 +111,13 @@ class DIFFormerConv(nn.Module):
             t = (targets or Tokens(query.shape[-2])).heads()
             out = t.spread(mean).expand(*v_BHMD.shape[:-2], query.shape[-2], -1)
             return out if t.mass is None else torch.where(t.mass.unsqueeze(-1) > 0, out, 0.0)
+        q_BHND, k_BHMD = self._heads(query, self.Wq), self._heads(source, self.Wk)
+        # under autocast a linear layer gives another type than the state that serves as value
+        dtype = torch.promote_types(q_BHND.dtype, v_BHMD.dtype)
         return diffusion_attention(
-            self._heads(query, self.Wq),
-            self._heads(source, self.Wk),
-            v_BHMD.expand(*v_BHMD.shape[:-3], self.num_heads, *v_BHMD.shape[-2:]),
+            q_BHND.to(dtype),
+            k_BHMD.to(dtype),
+            v_BHMD.to(dtype).expand(*v_BHMD.shape[:-3], self.num_heads, *v_BHMD.shape[-2:]),
             kernel=self.kernel,
             normalization=self.normalization,
             scope=self.norm_scope,
@@ -123,6 +128,11 @@ class DIFFormerConv(nn.Module):
     def _heads(self, x: Tensor, linear: nn.Linear | None) -> Tensor:
         assert linear is not None
         return linear(x).unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
+
+    def _normalised(self, x_BHND: Tensor, tokens: Tokens) -> Tensor:
+        if self.normalization == "row":
+            return unit_rows(x_BHND)
+        return x_BHND if self.normalization == "none" else frobenius_rows(x_BHND, tokens, self.norm_scope)
 
     def attention(
         self,
@@ -141,8 +151,8 @@ class DIFFormerConv(nn.Module):
         if self.kernel == "mean":
             ones = (query.new_ones(*x.shape[:-2], 1, x.shape[-2], 1) for x in (query, source))
             return laws.row(LowRank(*ones, targets=t, sources=s), targets=t, sources=s)
-        q = _normalised(self._heads(query, self.Wq), self.normalization, self.norm_scope, t)
-        k = _normalised(self._heads(source, self.Wk), self.normalization, self.norm_scope, s)
+        q = self._normalised(self._heads(query, self.Wq), t)
+        k = self._normalised(self._heads(source, self.Wk), s)
         if self.kernel == "sigmoid":
             return laws.row(Pairwise(q, k, "sigmoid", targets=t, sources=s), targets=t, sources=s)
         one_q, one_k = torch.ones_like(q[..., :1]), torch.ones_like(k[..., :1])
@@ -152,22 +162,6 @@ class DIFFormerConv(nn.Module):
 
 def _mean_of_heads(x_BHND: Tensor) -> Tensor:
     return x_BHND.squeeze(-3) if x_BHND.shape[-3] == 1 else x_BHND.mean(-3)
-
-
-def _normalised(x_BHND: Tensor, how: Normalization, scope: str, tokens: Tokens) -> Tensor:
-    if how == "none":
-        return x_BHND
-    square = x_BHND.square().sum(-1, keepdim=True)
-    if how == "frobenius":
-        if tokens.mass is not None:
-            square = torch.where(tokens.mass.unsqueeze(-1) > 0, square, 0.0)
-        square = square.sum(-3, keepdim=True)  # over heads, as the released code
-        if scope == "batch":
-            square = square.sum()
-        else:
-            sets = Tokens(tokens.n, None, tokens.batch, tokens.num_sets)
-            square = sets.spread(sets.sum(square))
-    return x_BHND * torch.where(square > 0, square, 1.0).rsqrt().to(x_BHND.dtype)
 
 
 class DIFFormer(nn.Module):
@@ -244,7 +238,10 @@ class DIFFormer(nn.Module):
         self, edge_index: Tensor, edge_weight: Tensor | None = None, num_nodes: int | None = None
     ) -> Operator | None:
         """What ``forward`` takes as ``edge_index``, made once instead of in every call; None if unused."""
-        return propagation(edge_index, edge_weight, num_nodes, degree=self.degree) if self.use_graph else None
+        if not self.use_graph:
+            return None
+        dtype = next(self.parameters()).dtype
+        return propagation(edge_index, edge_weight, num_nodes, degree=self.degree, dtype=dtype)
 
     def forward(
         self,
@@ -289,8 +286,10 @@ class DIFFormer(nn.Module):
         With ``source (..., m, c)`` the diffusion is bipartite: the tokens of x take from the source tokens, whose
         state stays that of the input layer. Then there is no graph term.
         """
-        channels = self.in_channels
-        targets = check_input("DIFFormer", x, channels, batch, mask)
+        num_sets = None
+        if batch is not None and source_batch is not None:  # the last sets may be empty on one side
+            num_sets = 1 + max((int(b.max()) for b in (batch, source_batch) if b.numel()), default=-1)
+        x, targets = check_input("DIFFormer", x, self.in_channels, batch, mask, num_sets)
         h = first = self._input(x)
         y, sources, graph = None, targets, None
         if source is not None:
@@ -298,26 +297,19 @@ class DIFFormer(nn.Module):
                 raise ValueError(
                     "DIFFormer: source and edge_index were given; the graph term has no meaning between two sets."
                 )
-            sources = check_input("DIFFormer source", source, channels, source_batch, source_mask)
+            source, sources = check_input(
+                "DIFFormer source", source, self.in_channels, source_batch, source_mask, num_sets
+            )
             y = self._input(source)
-        elif self.use_graph and edge_index is not None:
-            if len(x.shape) == 3:
-                raise ValueError(
-                    "DIFFormer: a graph goes with x of shape (n, c); pack the batch and pass batch=."
-                )
-            if isinstance(edge_index, Tensor):
-                edge_index, edge_weight = (
-                    propagation(edge_index, edge_weight, x.shape[-2], degree=self.degree, dtype=x.dtype),
-                    None,
-                )
-            graph = as_propagation(edge_index, edge_weight, x, "DIFFormer")
+        elif self.use_graph:
+            graph = as_propagation(edge_index, edge_weight, x, "DIFFormer", batch=batch, degree=self.degree)
         for conv, norm in zip(self.convs, self.bns[1:], strict=True):
             before = h
             h = conv(h, y, graph, targets=targets, sources=sources)
             if self.use_source:
                 h = h + first
             if self.residual:
-                h = torch.lerp(before, h, self.alpha)
+                h = torch.lerp(before.to(h.dtype), h, self.alpha)
             if self.layer_norm:
                 h = norm(h)
             if self.activation:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..energy import DescentMonitor, Energy, PairWeight
 from ..operators import Graph, Operator
 from ..tokens import Tokens
-from .graph_term import propagation
+from .graph_term import as_propagation, propagation
 from .layers import check_input, dropout, linear
 
 
@@ -63,9 +63,7 @@ class ExactDIFFormer(nn.Module):
             propagation(edge_index, edge_weight, num_nodes, self_loops=False) if self.graph_strength else None
         )
 
-    def energy(
-        self, h_0: Tensor, graph: Tensor | Operator | None = None, tokens: Tokens | None = None
-    ) -> Energy:
+    def energy(self, h_0: Tensor, graph: Operator | None = None, tokens: Tokens | None = None) -> Energy:
         """The energy that the layers descend, for the input state ``h_0 (n, d)``."""
         if graph is not None and not isinstance(graph, Graph):
             raise TypeError(
@@ -93,12 +91,12 @@ class ExactDIFFormer(nn.Module):
         monitor: DescentMonitor | None = None,
     ) -> Tensor:
         """Outputs ``(..., n, out_channels)``; arguments as :meth:`DIFFormer.forward`."""
-        tokens = check_input("ExactDIFFormer", x, self.in_channels, batch, mask)
-        graph: Tensor | Operator | None = None
-        if edge_index is not None and self.graph_strength:
-            graph = edge_index
-            if isinstance(graph, Tensor):
-                graph = self.prepare_graph(graph, edge_weight, x.shape[-2])
+        x, tokens = check_input("ExactDIFFormer", x, self.in_channels, batch, mask)
+        graph = None
+        if self.graph_strength:
+            graph = as_propagation(
+                edge_index, edge_weight, x, "ExactDIFFormer", batch=batch, self_loops=False
+            )
         z = self.initial(x)
         energy = self.energy(z, graph, tokens)
         for _ in range(self.num_layers):

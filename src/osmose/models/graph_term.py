@@ -46,6 +46,10 @@ def propagation(
         edge_weight = torch.ones(
             edge_index.shape[1], dtype=dtype or torch.get_default_dtype(), device=edge_index.device
         )
+    if edge_weight.shape != edge_index.shape[1:]:
+        raise ValueError(
+            f"propagation: edge_weight has shape {tuple(edge_weight.shape)}; expected ({edge_index.shape[1]},), one for each edge."
+        )
     if self_loops:
         has_loop = torch.zeros(num_nodes, dtype=torch.bool, device=edge_index.device)
         has_loop[edge_index[0, edge_index[0] == edge_index[1]]] = True
@@ -63,19 +67,41 @@ def propagation(
 
 
 def as_propagation(
-    graph: Tensor | Operator | None, edge_weight: Tensor | None, x: Tensor | Operator, what: str
+    graph: Tensor | Operator | None,
+    edge_weight: Tensor | None,
+    x: Tensor | Operator,
+    what: str,
+    *,
+    batch: Tensor | None = None,
+    self_loops: bool = True,
+    degree: DegreeOf = "weighted",
 ) -> Operator | None:
-    """The operator of a ``graph`` argument: None, an edge index, or an operator prepared by :func:`propagation`."""
+    """The operator of a model's ``graph`` argument: None, an edge index, or what :func:`propagation` made of one.
+
+    Raises:
+        ValueError: a padded x, weights beside a prepared graph, another number of nodes, edges between sets.
+    """
     if graph is None:
         return None
+    if len(x.shape) == 3:
+        raise ValueError(f"{what}: a graph goes with x of shape (n, c); pack the batch and pass batch=.")
+    n = x.shape[-2]
     if isinstance(graph, Tensor):
-        graph = propagation(graph, edge_weight, x.shape[-2], dtype=x.dtype)
+        graph = propagation(graph, edge_weight, n, self_loops=self_loops, degree=degree, dtype=x.dtype)
     elif edge_weight is not None:
         raise ValueError(
             f"{what}: edge_weight goes with an edge index; a prepared graph has its weights already."
         )
-    if graph.shape[-2:] != (x.shape[-2], x.shape[-2]):
+    if graph.shape[-2:] != (n, n):
         raise ValueError(
-            f"{what}: graph has shape {tuple(graph.shape)} but x has {x.shape[-2]} nodes; expected ({x.shape[-2]}, {x.shape[-2]})."
+            f"{what}: graph has shape {tuple(graph.shape)} but x has {n} nodes; expected ({n}, {n})."
+        )
+    if (
+        batch is not None
+        and isinstance(graph, Graph)
+        and bool((batch[graph.source] != batch[graph.target]).any())
+    ):
+        raise ValueError(
+            f"{what}: edge_index joins nodes of different sets of batch; expected edges inside sets only."
         )
     return graph

@@ -47,9 +47,18 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 
 def check_input(
-    what: str, x: Tensor | Operator, channels: int, batch: Tensor | None, mask: Tensor | None
-) -> Tokens:
-    """The tokens of a model's input ``(n, c)`` or ``(B, n, c)``, or an error that says what is wrong with it."""
+    what: str,
+    x: Tensor | Operator,
+    channels: int,
+    batch: Tensor | None,
+    mask: Tensor | None,
+    num_sets: int | None = None,
+) -> tuple[Tensor | Operator, Tokens]:
+    """A model's input ``(n, c)`` or ``(B, n, c)`` with absent tokens set to 0, and its tokens.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
     if len(x.shape) not in (2, 3) or x.shape[-1] != channels:
         raise ValueError(
             f"{what}: x has shape {tuple(x.shape)}; expected (n, {channels}) or (batch, n, {channels})."
@@ -58,4 +67,7 @@ def check_input(
         raise ValueError(
             f"{what}: batch goes with packed x (n, {channels}); for padded x (batch, n, {channels}) pass mask."
         )
-    return Tokens.of(x if isinstance(x, Tensor) else x.shape[-2], batch=batch, mask=mask)
+    if isinstance(x, Operator):
+        return x, Tokens.of(x.shape[-2], batch=batch, mask=mask, num_sets=num_sets)
+    tokens = Tokens.of(x, batch=batch, mask=mask, num_sets=num_sets)
+    return (x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0)), tokens

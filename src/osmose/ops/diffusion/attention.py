@@ -10,7 +10,15 @@ from ...tokens import Tokens, check_pair
 from .causal import causal_simple_attention
 from .layout import Layout
 from .linear import simple_attention
-from .normalize import NORMALIZATIONS, SCOPES, inverse_norm, pool, square_norms, unit_rows
+from .normalize import (
+    NORMALIZATIONS,
+    SCOPES,
+    frobenius_rows,
+    inverse_norm,
+    pool,
+    square_norms,
+    unit_rows,
+)
 
 __all__ = ["diffusion_attention"]
 
@@ -48,8 +56,8 @@ def diffusion_attention(
         joint_heads: whether ``|.|_F`` runs over all heads, as in the released code, or over each.
         sources: masses and sets of the sources. The mass is differentiable; a source of mass 0 is absent and gets
             gradient 0. None: one set, mass 1.
-        targets: likewise of the targets; None: the sources where ``n = m``. A target of mass 0 gets 0. The masses of
-            targets weigh ``|q|_F^2`` and nothing else.
+        targets: likewise of the targets, for self-attention the same object; None: one set, mass 1. A target of mass 0
+            gets 0. The masses of targets weigh ``|q|_F^2`` and nothing else.
         causal: target i sees sources j <= i of its set (simple kernel, ``n = m``, not Frobenius, whose norm would
             see the future).
 
@@ -73,6 +81,7 @@ def diffusion_attention(
     q, k, v = (x.expand(*lead, *x.shape[-2:]) for x in (q, k, v))
     sources_, targets_ = _tokens(q, k, sources, targets)
     if causal:
+        _check_same_sets(sources_, targets_)
         out = causal_simple_attention(
             q, k, v, sources=sources_, targets=targets_, unit=normalization == "row"
         )
@@ -153,7 +162,7 @@ def _sigmoid(
     if normalization == "row":
         q, k = unit_rows(q), unit_rows(k)
     elif normalization == "frobenius":
-        q, k = (_scaled(x, t, scope, joint_heads) for x, t in ((q, targets), (k, sources)))
+        q, k = (frobenius_rows(x, t, scope, joint_heads) for x, t in ((q, targets), (k, sources)))
     packed = sources.packed
     out, sums = pairwise_product(
         targets.sort(q), sources.sort(k), sources.sort(weighted), SIGMOID, column=sources.sort(mass, -1),
@@ -166,23 +175,10 @@ def _sigmoid(
     return out.to(v.dtype)
 
 
-def _scaled(x: Tensor, tokens: Tokens, scope: str, joint_heads: bool) -> Tensor:
-    """``x / |x|_F`` for points ``(..., H, n, d)``."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    plain = Tokens(tokens.n, None, tokens.batch, tokens.num_sets)
-    sums = plain.sum(square_norms(x, tokens.mass).unsqueeze(-1))  # (..., H, 1) or (..., H, S, 1)
-    shape = sums.shape
-    scales = inverse_norm(pool(sums.reshape(x.shape[:-3].numel(), x.shape[-3], -1), scope, joint_heads))
-    return x * plain.spread(scales.reshape(shape))
-
-
 def _tokens(q: Tensor, k: Tensor, sources: Tokens | None, targets: Tokens | None) -> tuple[Tokens, Tokens]:
     """Both sides, with masses of shape ``(n,)`` where packed, else ``(..., 1 or H, n)``."""
     n, m = q.shape[-2], k.shape[-2]
-    if sources is None:
-        sources = targets if targets is not None and n == m else Tokens(m)
-    if targets is None:
-        targets = sources if n == m else Tokens(n)
+    targets, sources = targets or Tokens(n), sources or Tokens(m)
     check_pair("diffusion_attention", targets, sources, n, m)
     return _with_heads("sources", sources, q), _with_heads("targets", targets, q)
 
@@ -201,6 +197,14 @@ def _with_heads(name: str, tokens: Tokens, q: Tensor) -> Tokens:
             f"{tuple(lead)} (the last of them heads); expected {expected}."
         )
     return tokens.with_mass(shaped)
+
+
+def _check_same_sets(sources: Tokens, targets: Tokens) -> None:
+    if sources.batch is not None and targets.batch is not None and not sources.batch.equal(targets.batch):
+        raise ValueError(
+            "diffusion_attention: causal=True with targets and sources of different sets; 'earlier' is defined for one "
+            "sequence of tokens only: pass the same Tokens as targets and sources."
+        )
 
 
 def _check(

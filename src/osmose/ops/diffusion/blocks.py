@@ -34,7 +34,7 @@ class Group:
 def block_rows(heads: int, width: int, itemsize: int, device_type: str) -> int:
     """Rows of a block of ``heads`` x ``width`` numbers."""
     budget = BLOCK_BYTES if device_type == "cpu" else BLOCK_BYTES_GPU
-    return max(64, budget // (heads * width * itemsize))
+    return max(64, budget // (max(heads, 1) * width * itemsize))
 
 
 @lru_cache(maxsize=64)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...tokens import Tokens
+
 NORMALIZATIONS = ("row", "frobenius", "none")
 SCOPES = ("set", "batch")
 
@@ -15,6 +17,16 @@ def unit_rows(x: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     dead = norm <= torch.finfo(x.dtype).tiny ** 0.5
     return torch.where(dead, 0.0, x / norm.masked_fill(dead, 1.0))
+
+
+def frobenius_rows(x: Tensor, tokens: Tokens, scope: str = "set", joint_heads: bool = True) -> Tensor:
+    """``x / |x|_F`` for points ``(..., H, n, d)``, in float32 or better."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    plain = tokens.with_mass(None)
+    sums = plain.sum(square_norms(x, tokens.mass).unsqueeze(-1))  # (..., H, 1) or (..., H, S, 1)
+    shape = sums.shape
+    scales = inverse_norm(pool(sums.reshape(x.shape[:-3].numel(), x.shape[-3], -1), scope, joint_heads))
+    return x * plain.spread(scales.reshape(shape))
 
 
 def square_norms(x: Tensor, mass: Tensor | None) -> Tensor:

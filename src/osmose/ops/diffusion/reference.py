@@ -44,8 +44,7 @@ def diffusion_attention_reference(
     The other arguments are those of ``diffusion_attention``. Time and memory ``n m``.
     """
     n, m = q.shape[-2], k.shape[-2]
-    sources = sources or Tokens(m)
-    targets = targets or (sources if n == m else Tokens(n))
+    targets, sources = targets or Tokens(n), sources or Tokens(m)
     q_mass, k_mass = (
         q.new_ones(t.n) if t.mass is None else torch.where(t.mass > 0, t.mass, 0.0).to(q.dtype)
         for t in (targets, sources)
