@@ -80,6 +80,8 @@ def diffusion_attention(
     lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
     q, k, v = (x.expand(*lead, *x.shape[-2:]) for x in (q, k, v))
     sources_, targets_ = _tokens(q, k, sources, targets)
+    if not lead.numel():
+        return v.new_zeros(*lead, q.shape[-2], v.shape[-1])
     if causal:
         _check_same_sets(sources_, targets_)
         out = causal_simple_attention(
