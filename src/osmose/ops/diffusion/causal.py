@@ -46,7 +46,7 @@ def causal_simple_attention(
         if targets.mass is not None:
             q = torch.where(targets.mass.unsqueeze(-1) > 0, q, 0.0)
         q, k = pad(q, (0, 1), value=1.0), pad(k, (0, 1), value=1.0)
-        if sources.packed:
+        if sources.packed and sources.num_sets:
             q, k, values = targets.sort(q), sources.sort(k), sources.sort(values)
             sizes = sources.sizes.tolist()
             parts = zip(*(x.split(sizes, -2) for x in (q, k, values)), strict=True)
