@@ -27,7 +27,7 @@ demo: $(VENV)/.dev  ## train DIFFormer and honest baselines on real data, a minu
 	$(BIN)/osmose compare digits
 
 test: $(VENV)/.dev lint types  ## lint, types and the whole test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 lint: $(VENV)/.dev  ## ruff
 	$(BIN)/ruff check src tests benchmarks
@@ -36,8 +36,9 @@ lint: $(VENV)/.dev  ## ruff
 types: $(VENV)/.dev  ## mypy
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## speed and memory against published forms, one thread; writes benchmarks/results
+bench: $(VENV)/.dev  ## speed and memory against published forms, one thread; writes docs/benchmarks.md
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.report
 
 reproduce: $(VENV)/.dev  ## every table of docs/results.md from scratch (hours)
 	$(BIN)/python -m benchmarks.reproduce
