@@ -105,8 +105,48 @@ def test_own_table_is_trained_on_and_new_rows_predicted(osmose: Shell, tmp_path:
     assert json.loads(out)["rows"] == 40
     osmose("predict", "model", "--out", "own.csv")
     assert len((tmp_path / "own.csv").read_text().splitlines()) == 121
+    header, *lines = (tmp_path / "new.csv").read_text().splitlines()
+    named = [f"item{i},{line}" for i, line in enumerate(lines)]
+    (tmp_path / "named.csv").write_text("\n".join([f"id,{header}", *named]) + "\n")
+    assert "not in the training rows" not in osmose("predict", "model", "named.csv")[0]
+    assert "id" not in (tmp_path / "predictions.csv").read_text().splitlines()[0].split(","), (
+        "no ids in training"
+    )
+    before = (tmp_path / "new.csv").read_bytes()
+    assert "is left alone" in osmose("predict", "model", "new.csv", "--out", "new.csv", code=2)[1]
+    assert (tmp_path / "new.csv").read_bytes() == before
     (tmp_path / "bad.csv").write_text("width,colour\n1,red\n")
     assert "height" in osmose("predict", "model", "bad.csv", code=2)[1]
+
+
+def test_nodes_with_names_and_edges_are_predicted_under_their_names(osmose: Shell, tmp_path: Path) -> None:
+    for name, rows, seed in (("known", 60, 0), ("new", 6, 1)):
+        table(tmp_path / f"{name}.csv", rows, labels=name == "known", seed=seed)
+        header, *lines = (tmp_path / f"{name}.csv").read_text().splitlines()
+        content = [f"id,{header}", *(f'"{name}, {i}",{line}' for i, line in enumerate(lines))]
+        (tmp_path / f"{name}.csv").write_text("\n".join(content) + "\n")
+        links = [f'"{name}, {i}","{name}, {i + 2}"' for i in range(rows - 2)]
+        (tmp_path / f"{name}-edges.csv").write_text("\n".join(["source,target", *links]) + "\n")
+    osmose(
+        "train",
+        "known.csv",
+        "--label",
+        "kind",
+        "--edges",
+        "known-edges.csv",
+        "--epochs",
+        "5",
+        "--out",
+        "model",
+    )
+    linked = json.loads(osmose("predict", "model", "new.csv", "--edges", "new-edges.csv", "--json")[0])
+    assert not any("no edges came" in note for note in linked["notes"])
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == [f"new, {i}" for i in range(6)]
+    out, _ = osmose("predict", "model", "new.csv", "--out", "alone.csv")
+    assert "note: no edges came with the new rows" in out
+    assert (tmp_path / "alone.csv").read_text() != (tmp_path / "predictions.csv").read_text()
 
 
 def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 60) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -160,6 +161,8 @@ def test_mistakes_get_one_line_on_stderr_and_exit_code_2(
     assert captured.err.startswith("osmose: ")
     assert captured.err.count("\n") == 1
     assert message in captured.err
+    assert main([*words, "--json"]) == 2
+    assert message in json.loads(capsys.readouterr().out)["error"]
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
@@ -168,6 +171,9 @@ def test_unknown_option_gives_the_nearest(capsys: pytest.CaptureFixture[str]) ->
         main(["train", "digits", "--hiden", "3"])
     assert stop.value.code == 2
     assert "--hidden" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "digits", "--hiden", "3", "--json"])
+    assert "stderr says why" in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_debug_keeps_the_traceback() -> None:

@@ -150,6 +150,62 @@ def test_an_existing_folder_is_kept(tmp_path: Path) -> None:
     assert len(folder.metrics()) == 6
 
 
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [("model", {"dropout": 2.0}, "dropout is 2.0"), ("model", {"layers": 0}, "layers is 0")],
+)
+def test_settings_that_cannot_be_trained_with_cost_no_earlier_run(
+    tmp_path: Path, section: str, change: dict[str, Any], message: str
+) -> None:
+    data, folder = blobs(), RunFolder(tmp_path / "run")
+    run(settings(epochs=2), folder, data=data)
+    before = {entry.name: entry.read_bytes() for entry in folder.path.iterdir() if entry.is_file()}
+    bad = replace(settings(), **{section: replace(getattr(settings(), section), **change)})
+    with pytest.raises(ValueError, match=message):
+        run(bad, folder, data=data, overwrite=True)
+    assert {entry.name: entry.read_bytes() for entry in folder.path.iterdir() if entry.is_file()} == before
+    with pytest.raises(ValueError, match=message):
+        run(bad, RunFolder(tmp_path / "new"), data=data)
+    assert not (tmp_path / "new").exists()
+
+
+def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
+    data, folder = blobs(), RunFolder(tmp_path / "run")
+    run(settings(epochs=2), folder, data=data)
+    good = folder.config_file.read_text()
+    folder.result_file.write_text('{"splits": [')
+    with pytest.raises(RunFolderError, match=r"result\.json is damaged.*--out"):
+        run(settings(epochs=2), folder, data=data, resume=True)
+    folder.result_file.unlink()
+    folder.metrics_file.write_text("nonsense\n")
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl is damaged.*--out"):
+        run(settings(epochs=2), folder, data=data, resume=True)
+    folder.config_file.write_text(good.replace("epochs = 2", 'epochs = "many"'))
+    with pytest.raises(RunFolderError, match=r"config\.toml.*TrainConfig epochs is 'many'; expected int"):
+        folder.config()
+
+
+def test_the_model_of_another_run_is_refused(tmp_path: Path) -> None:
+    data, folder, other = blobs(), RunFolder(tmp_path / "run"), RunFolder(tmp_path / "other")
+    run(settings(epochs=2), folder, data=data)
+    run(settings("mlp", epochs=2), other, data=data)
+    mine = folder.model_file.read_bytes()
+    folder.model_file.write_bytes(other.model_file.read_bytes())
+    with pytest.raises(CheckpointError, match=r"model of another run.*model.name: difformer-s, not mlp"):
+        open_model(folder)
+    folder.model_file.write_bytes(mine)
+    folder.config_file.unlink()
+    assert open_model(folder).channels == 5, "a model on its own can be used"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        RunFolderError, match="cannot be made: Not a directory; choose another one with --out"
+    ):
+        run(settings(), RunFolder(tmp_path / "file" / "run"), data=blobs())
+
+
 def test_overwrite_leaves_a_folder_alone_that_is_not_a_run(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunFolderError, match="not a run; --overwrite leaves it alone"):

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"osmose {__version__}")
         return 0
-    with reporting(debug="--debug" in given) as outcome:
+    with reporting(debug="--debug" in given, json="--json" in given) as outcome:
         _verb(given[0], [entry for entry in given[1:] if entry != "--debug"])
     return outcome.code
 
@@ -51,7 +51,7 @@ def _help() -> str:
     lines += [f"  {name:<9} {text}" for name, text in VERBS.items()]
     lines += [
         "",
-        "`osmose VERB --help` lists the options of a verb; every verb has --json (one JSON object on stdout)",
+        '`osmose VERB --help` lists the options of a verb; every verb has --json (one JSON object on stdout; {"error": ...} where it fails)',
         "and --debug (a traceback where there is an error).",
     ]
     return "\n".join(lines)

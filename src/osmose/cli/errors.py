@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_format
 import os
 import sys
 from collections.abc import Iterator
@@ -17,11 +18,12 @@ class Outcome:
 
 
 @contextmanager
-def reporting(*, debug: bool = False) -> Iterator[Outcome]:
+def reporting(*, debug: bool = False, json: bool = False) -> Iterator[Outcome]:
     """Turn what a verb raises into a line and an exit code.
 
     ValueError and OSError are the user's to mend (2); a missing package likewise, with the extra that brings it;
-    an interruption is 130. Anything else is a defect and keeps its traceback.
+    an interruption is 130. Anything else is a defect and keeps its traceback. With `json` the line is also given as
+    {"error": line} on stdout.
     """
     outcome = Outcome()
     try:
@@ -33,12 +35,12 @@ def reporting(*, debug: bool = False) -> Iterator[Outcome]:
         if debug or (error.name or "").startswith("osmose"):
             raise
         outcome.code = 2
-        _say(f"the package {error.name} is not installed; pip install 'osmose[all]' brings it")
+        _say(f"the package {error.name} is not installed; pip install 'osmose[all]' brings it", json=json)
     except (ValueError, OSError) as error:
         if debug:
             raise
         outcome.code = 2
-        _say(_text(error))
+        _say(_text(error), json=json)
 
 
 def main_process() -> bool:
@@ -55,6 +57,9 @@ def _text(error: ValueError | OSError) -> str:
     return " ".join(str(text).split())
 
 
-def _say(text: str) -> None:
-    if main_process():  # all processes have the same error
-        print(f"osmose: {text}", file=sys.stderr)
+def _say(text: str, *, json: bool) -> None:
+    if not main_process():  # all processes have the same error
+        return
+    print(f"osmose: {text}", file=sys.stderr)
+    if json:
+        print(json_format.dumps({"error": text}))

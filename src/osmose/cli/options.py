@@ -68,7 +68,12 @@ FlatOutput = Annotated[Output, tyro.conf.OmitArgPrefixes]
 def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None = None) -> T:
     """Parse the arguments of one verb."""
     extra: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(kind, prog=f"osmose {verb}", args=list(arguments), **extra)
+    try:
+        return tyro.cli(kind, prog=f"osmose {verb}", args=list(arguments), **extra)
+    except SystemExit as stop:
+        if stop.code and "--json" in arguments:
+            print_json({"error": f"osmose {verb}: the arguments cannot be read; stderr says why"})
+        raise
 
 
 def parse_with_recipe(

@@ -13,7 +13,8 @@ from osmose.cli.options import FlatOutput, Output, parse, print_json
 
 @dataclass(frozen=True)
 class PredictCommand:
-    """Apply the best model of a run and write a CSV file: row, predicted class, one probability per class."""
+    """Apply the best model of a run and write a CSV file: row, id (if the data name their rows), class,
+    one probability per class."""
 
     run: tyro.conf.Positional[Path]
     """folder of the run"""
@@ -36,18 +37,28 @@ def main(arguments: list[str]) -> None:
             f"predict: --out {command.out}: the folder {command.out.parent} does not exist"
         )
     from osmose.tasks.run_folder import RunFolder
-    from osmose.tasks.saved import predict, write_predictions
+    from osmose.tasks.saved import check_replaceable, predict, write_predictions
 
+    check_replaceable(command.out)
     found = predict(RunFolder(command.run), command.data, command.edges)
     write_predictions(found, command.out)
     counts = dict(Counter(found.predicted).most_common())
     if command.output.json:
         accuracy = found.accuracy
+        rows = len(found.predicted)
         print_json(
-            {"out": str(command.out), "rows": len(found.predicted), "counts": counts, "accuracy": accuracy}
+            {
+                "out": str(command.out),
+                "rows": rows,
+                "counts": counts,
+                "accuracy": accuracy,
+                "notes": found.notes,
+            }
         )
         return
     print(f"{len(found.predicted)} rows predicted, written to {command.out}")
+    for note in found.notes:
+        print(f"  note: {note}")
     for name, count in counts.items():
         print(f"  {name:<20} {count}")
     if found.accuracy is not None:

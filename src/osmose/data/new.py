@@ -42,10 +42,12 @@ def load_new_source(
 
 
 def _whole_set(name: str, preprocessing: dict[str, Any], edges: Path | None, root: Path | None) -> NodeData:
-    trained = preprocessing.get("name", "other data")
+    trained = preprocessing.get("name")
     if trained != name:
+        own = "your own table" if preprocessing["kind"] == "table" else "your own arrays"
         raise DataError(
-            f"the model was trained on {trained}, not on {name!r}; give {trained} or rows of its form"
+            f"the model was trained on {own if trained is None else repr(trained)}, not on {name!r}; "
+            "give rows or nodes of the same form as its training data"
         )
     data = load_source(
         name,

@@ -6,6 +6,7 @@ checkpoint cannot run code.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -41,10 +42,12 @@ def replace_file(path: Path, payload: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         kept = "the file that was there is unchanged" if path.exists() else "nothing was written"
-        raise OSError(
-            error.errno,
-            f"cannot save {path}: {error.strerror}; {kept}. Free some space (or choose another --out) and resume",
-        ) from error
+        advice = (
+            "Free some space (or choose another --out) and resume"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            else "Check the path and its permissions, or choose another --out"
+        )
+        raise OSError(error.errno, f"cannot save {path}: {error.strerror}; {kept}. {advice}") from error
     _sync_folder(path.parent)
 
 

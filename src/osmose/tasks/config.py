@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import types
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from osmose.models.config import ModelConfig
 
@@ -97,7 +98,7 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, sections: dict[str, dict[str, Any]]) -> RunConfig:
-        """The inverse of `to_dict`. Raises ValueError for unknown or missing settings."""
+        """The inverse of `to_dict`. Raises ValueError for settings that are unknown, missing or of the wrong type."""
         try:
             return cls(
                 data=_read(DataConfig, sections["data"]),
@@ -143,7 +144,27 @@ def _read(kind: Any, values: dict[str, Any]) -> Any:
         raise ValueError(f"run settings: unknown {kind.__name__} settings {unknown}; known: {sorted(known)}")
     if kind is DataConfig and "source" not in values:
         raise KeyError("data.source")
+    hints = get_type_hints(kind)
+    for key, value in values.items():
+        if not _fits(value, hints[key]):
+            hint = hints[key]
+            expected = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
+            raise ValueError(f"run settings: {kind.__name__} {key} is {value!r}; expected {expected}")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """The value is what the annotation says; lists stand for tuples, and integers for floats."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, choice) for choice in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float) if hint is float else isinstance(value, hint)
 
 
 def _require(condition: bool, option: str, came: object, expected: str) -> None:

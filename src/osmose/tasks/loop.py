@@ -61,19 +61,30 @@ def move(data: NodeData, device: torch.device) -> NodeData:
     return there
 
 
+def check_trainable(data: NodeData, config: RunConfig, processes: int) -> None:
+    """Raise ValueError where data, model settings and processes do not go together; takes milliseconds."""
+    if processes > 1 and config.train.batch_size is None:
+        raise ValueError(
+            f"full-batch training cannot be shared by {processes} processes: give --batch-size, or start one process"
+        )
+    if config.model.name == "gcn" and data.edge_index is None:
+        raise ValueError(
+            f"{data.name} has no edges, and gcn needs them: give --edges or --knn, or another --model"
+        )
+    with torch.device("meta"):  # parameters without storage: only the settings are checked
+        build(config.model, data.x.shape[1], len(data.classes))
+
+
 class SplitTrainer:
     """A model, its optimizer and its best state on one split.
 
-    Split `index` trains on `data.splits[index % len(data.splits)]` with seed `config.train.seed + index`. Raises ValueError where the data cannot be trained on as asked.
+    Split `index` trains on `data.splits[index % len(data.splits)]` with seed `config.train.seed + index`. Raises ValueError
+    where the data cannot be trained on as asked.
     """
 
     def __init__(self, data: NodeData, config: RunConfig, index: int, accelerator: Accelerator) -> None:
         self.index, self.accelerator, self.settings = index, accelerator, config.train
-        self._check_processes()
-        if config.model.name == "gcn" and data.edge_index is None:
-            raise ValueError(
-                f"{data.name} has no edges, and gcn needs them: give --edges or --knn, or another --model"
-            )
+        check_trainable(data, config, accelerator.num_processes)
         number = index % len(data.splits)
         data = move(data.for_split(number), accelerator.device)
         self.data, self.split = data, data.splits[number]
@@ -93,13 +104,6 @@ class SplitTrainer:
         self.epoch = 0
         if accelerator.num_processes > 1:  # every process drops out other units
             torch.manual_seed(self.seed + 7919 * (accelerator.process_index + 1))
-
-    def _check_processes(self) -> None:
-        if self.accelerator.num_processes > 1 and self.settings.batch_size is None:
-            raise ValueError(
-                f"full-batch training cannot be shared by {self.accelerator.num_processes} processes: "
-                "give --batch-size, or start one process"
-            )
 
     def _prepare_graph(self, edge_index: Tensor | None, edge_weight: Tensor | None, num_nodes: int) -> Any:
         if edge_index is None:

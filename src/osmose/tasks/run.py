@@ -13,7 +13,7 @@ from osmose.tasks import checkpoint, environment, figures, sources, state
 from osmose.tasks.config import RESUMABLE, RunConfig
 from osmose.tasks.devices import make_accelerator, on_main
 from osmose.tasks.evaluate import final_metrics, summary
-from osmose.tasks.loop import SplitTrainer, TrainingDivergedError
+from osmose.tasks.loop import SplitTrainer, TrainingDivergedError, check_trainable
 from osmose.tasks.progress import Reporter
 from osmose.tasks.run_folder import RunFolder, RunFolderError
 from osmose.tasks.signals import Interrupted, StopRequest
@@ -45,6 +45,7 @@ def run(
     if data is None:
         with accelerator.main_process_first():
             data = sources.load(config.data, config.train.splits)
+    check_trainable(data, config, accelerator.num_processes)  # before an old run is replaced
     reporter = reporter or Reporter(quiet=True)
     job = _Run(config, folder, data, accelerator, reporter, stop or StopRequest())
     try:

@@ -66,7 +66,12 @@ class RunFolder:
                     "or choose another folder with --out"
                 )
             self.remove()
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(
+                f"the run folder {self.path} cannot be made: {error.strerror}; choose another one with --out"
+            ) from error
         replace_file(self.config_file, tomli_w.dumps(config.to_dict()).encode())
         self.write_json("environment.json", environment)
 
@@ -85,8 +90,10 @@ class RunFolder:
             raise RunFolderError(f"{self.path} is not a run: it has no {_MARK}")
         try:
             return RunConfig.from_dict(tomllib.loads(self.config_file.read_text(encoding="utf-8")))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RunFolderError(f"{self.config_file} cannot be read: {error}") from error
+        except ValueError as error:  # no TOML, no text, or no settings of ours
+            raise RunFolderError(
+                f"{self.config_file} cannot be read: {error}. Mend it, or start a new run with --out"
+            ) from error
 
     def write_config(self, config: RunConfig) -> None:
         """Note settings that changed when the run was continued (more epochs, say)."""
@@ -100,15 +107,28 @@ class RunFolder:
         """The outcome. Raises RunFolderError when the run is not finished."""
         if not self.finished:
             raise RunFolderError(f"{self.path} has no result yet: continue the run with --resume")
-        content: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))
+        try:
+            content: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunFolderError(
+                f"{self.result_file} is damaged ({error}); restore it from a copy, or train again with another --out"
+            ) from error
         return content
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All evaluated epochs; a last line that was cut off by a crash is passed over."""
+        """All evaluated epochs; a last line that was cut off by a crash is passed over.
+
+        Raises RunFolderError for a damaged file.
+        """
         if not self.metrics_file.is_file():
             return []
-        lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        try:
+            lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
+            return [json.loads(line) for line in lines[:-1] if line]
+        except ValueError as error:
+            raise RunFolderError(
+                f"{self.metrics_file} is damaged ({error}); restore it from a copy, or train again with another --out"
+            ) from error
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one evaluated epoch."""

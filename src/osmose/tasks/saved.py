@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from osmose.data import DataError, NodeData, load_new
 from osmose.models import build, sparse_features
 from osmose.tasks import checkpoint, sources
-from osmose.tasks.config import RunConfig
+from osmose.tasks.config import RESUMABLE, RunConfig
 from osmose.tasks.evaluate import final_metrics
 from osmose.tasks.run_folder import RunFolder, RunFolderError
 
@@ -39,12 +39,24 @@ class SavedModel:
 
 
 def open_model(folder: RunFolder) -> SavedModel:
-    """Load the best model of a run. Raises RunFolderError without one, CheckpointError for a damaged file."""
+    """Load the best model of a run.
+
+    Raises RunFolderError without one, CheckpointError for a damaged file or the model of another run.
+    """
     if not folder.model_file.is_file():
         folder.config()  # says so if this is no run at all
         raise RunFolderError(f"{folder.path} has no saved model yet: continue the run with --resume")
     weights, meta = checkpoint.load(folder.model_file)
+    if meta.get("kind") != "model":
+        raise checkpoint.CheckpointError(
+            f"{folder.model_file} is a checkpoint of kind {meta.get('kind')!r}; expected the saved model of a run"
+        )
     config = RunConfig.from_dict(meta["run"])
+    if folder.config_file.is_file() and (different := folder.config().differences(config, ignore=RESUMABLE)):
+        raise checkpoint.CheckpointError(
+            f"{folder.model_file} is the model of another run than {folder.config_file} describes "
+            f"({'; '.join(different[:3])}); bring the run's own files back together"
+        )
     model = build(config.model, meta["channels"], len(meta["classes"]))
     checkpoint.load_weights(model, weights, folder.model_file)
     model.eval()
@@ -84,6 +96,10 @@ class Predictions:
     probabilities: Tensor
     labels: Tensor
     """(n,) true class where the data tell it, -1 elsewhere"""
+    ids: list[str] | None = None
+    """names of the rows, where the data give them"""
+    notes: list[str] = field(default_factory=list)
+    """what was done to the new rows that a user may want to know"""
 
     @property
     def predicted(self) -> list[str]:
@@ -112,7 +128,7 @@ def predict(folder: RunFolder, source: str | Path | None, edges: Path | None = N
     else:
         data = load_new(source, saved.preprocessing, edges=edges)
     _check_channels(saved, data, str(source or saved.config.data.source))
-    return Predictions(saved.classes, saved.logits(data).softmax(dim=1), data.y)
+    return Predictions(saved.classes, saved.logits(data).softmax(dim=1), data.y, data.ids, data.notes)
 
 
 def _check_channels(saved: SavedModel, data: NodeData, source: str) -> None:
@@ -123,14 +139,35 @@ def _check_channels(saved: SavedModel, data: NodeData, source: str) -> None:
 
 
 def write_predictions(predictions: Predictions, path: Path) -> None:
-    """CSV: row number, predicted class, one probability column per class."""
-    header = ["row", "predicted", *(f"p_{name}" for name in predictions.classes)]
+    """CSV: row number, id where the data give ids, predicted class, one probability column per class.
+
+    Raises FileExistsError where `path` holds something else than earlier predictions: it is left alone.
+    """
+    check_replaceable(path)
+    named = predictions.ids is not None
+    header = ["row", *(["id"] if named else []), "predicted", *(f"p_{name}" for name in predictions.classes)]
     lines = [",".join(_quoted(name) for name in header)]
     for row, (label, values) in enumerate(
         zip(predictions.predicted, predictions.probabilities.tolist(), strict=True)
     ):
-        lines.append(",".join([str(row), _quoted(label), *(f"{value:.6f}" for value in values)]))
+        name = [] if predictions.ids is None else [_quoted(predictions.ids[row])]
+        lines.append(",".join([str(row), *name, _quoted(label), *(f"{value:.6f}" for value in values)]))
     checkpoint.replace_file(path, ("\n".join(lines) + "\n").encode())
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise FileExistsError unless `path` is free or holds predictions written earlier."""
+    if not path.exists():
+        return
+    if path.is_file():
+        with open(path, "rb") as file:
+            start = file.read(16)
+        if not start or start.startswith((b"row,predicted,", b"row,id,predicted")):
+            return
+    raise FileExistsError(
+        f"--out {path} exists and holds no predictions, so it is left alone; expected a new file (or one of earlier "
+        "predictions). Name another with --out"
+    )
 
 
 def _quoted(text: str) -> str:
