@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import torch
 
 from osmose.data import NodeData, Split
@@ -25,6 +27,12 @@ def blobs(n: int = 60, channels: int = 5, classes: int = 3, splits: int = 2, see
     return NodeData(
         "blobs", "test", x.float(), y, edges, None, parts, [f"class{k}" for k in range(classes)], {}
     )
+
+
+def limit_files(size: int | None) -> None:
+    """No file of this process may grow beyond `size` bytes, as on a full disk; None: as before."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
 
 
 def settings(model: str = "difformer-s", **train: object) -> RunConfig:

@@ -2,8 +2,7 @@
 
 import json
 import math
-import subprocess
-import sys
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from osmose.cli.errors import reporting
 from osmose.data import NodeData
 from osmose.tasks.checkpoint import CheckpointError
 from osmose.tasks.config import RunConfig
@@ -22,7 +22,7 @@ from osmose.tasks.run_folder import RunFolder, RunFolderError
 from osmose.tasks.saved import open_model
 from osmose.tasks.signals import Interrupted, StopRequest
 
-from .engine_helpers import blobs, settings
+from .engine_helpers import blobs, limit_files, settings
 
 
 class StopAt(Reporter):
@@ -151,16 +151,20 @@ def test_an_existing_folder_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "change", "message"),
-    [("model", {"dropout": 2.0}, "dropout is 2.0"), ("model", {"layers": 0}, "layers is 0")],
+    ("change", "message"),
+    [
+        ({"name": "mlp", "dropout": 2.0}, "dropout is 2.0"),
+        ({"alpha": 7.0}, "alpha is 7.0"),
+        ({"layers": 0}, "layers is 0"),
+    ],
 )
 def test_settings_that_cannot_be_trained_with_cost_no_earlier_run(
-    tmp_path: Path, section: str, change: dict[str, Any], message: str
+    tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     data, folder = blobs(), RunFolder(tmp_path / "run")
     run(settings(epochs=2), folder, data=data)
     before = {entry.name: entry.read_bytes() for entry in folder.path.iterdir() if entry.is_file()}
-    bad = replace(settings(), **{section: replace(getattr(settings(), section), **change)})
+    bad = replace(settings(), model=replace(settings().model, **change))
     with pytest.raises(ValueError, match=message):
         run(bad, folder, data=data, overwrite=True)
     assert {entry.name: entry.read_bytes() for entry in folder.path.iterdir() if entry.is_file()} == before
@@ -266,35 +270,25 @@ def test_divergence_later_on_keeps_the_best_model(tmp_path: Path, monkeypatch: p
     assert found["valid_loss"] == pytest.approx(best["valid_loss"], rel=1e-5)
 
 
-FULL_DISK = """
-import resource, sys
-from pathlib import Path
-from osmose.cli.errors import reporting
-from osmose.tasks.progress import Reporter
-from osmose.tasks.run import run
-from osmose.tasks.run_folder import RunFolder
-from tests.unit.engine_helpers import blobs, settings
-
 class FillDisk(Reporter):
-    def epoch(self, record):
+    """From epoch 5 on no file can grow beyond 3000 bytes."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
         if record["epoch"] == 5:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-
-with reporting() as outcome:
-    folder = RunFolder(Path(sys.argv[1]))
-    run(settings(checkpoint_seconds=0.0), folder, data=blobs(), reporter=FillDisk(quiet=True))
-sys.exit(outcome.code)
-"""
+            limit_files(3000)
 
 
-def test_a_full_disk_stops_training_and_the_run_resumes_exactly(tmp_path: Path) -> None:
+def test_a_full_disk_stops_training_and_the_run_resumes_exactly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, whole = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "whole")
-    command = [sys.executable, "-c", FULL_DISK, str(folder.path)]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2, done.stderr
-    assert "cannot save" in done.stderr
-    assert "unchanged" in done.stderr
+    try:
+        with reporting() as outcome:
+            run(settings(checkpoint_seconds=0.0), folder, data=blobs(), reporter=FillDisk(quiet=True))
+    finally:
+        limit_files(None)
+    assert outcome.code == 2
+    assert re.search("cannot save .* unchanged. Free some space", capsys.readouterr().err)
     config = settings(checkpoint_seconds=0.0)
     assert timeless(run(config, folder, data=blobs(), resume=True)) == timeless(
         run(config, whole, data=blobs())

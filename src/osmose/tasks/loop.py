@@ -71,6 +71,8 @@ def check_trainable(data: NodeData, config: RunConfig, processes: int) -> None:
         raise ValueError(
             f"{data.name} has no edges, and gcn needs them: give --edges or --knn, or another --model"
         )
+    if not 0 <= config.model.dropout < 1:
+        raise ValueError(f"--dropout is {config.model.dropout}; expected a probability in [0, 1)")
     with torch.device("meta"):  # parameters without storage: only the settings are checked
         build(config.model, data.x.shape[1], len(data.classes))
 
