@@ -154,10 +154,13 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)  # of the results beside the output nobody asks for gradients
     ctx.save_for_backward(*inputs, *output)
 
 
-def _autograd(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _autograd(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 9
     saved = ctx.saved_tensors
     scales = saved[7:9]
     learned_mass = ctx.needs_input_grad[5]
