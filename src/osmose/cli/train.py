@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shlex
 import sys
@@ -79,8 +80,14 @@ def _execute(command: TrainCommand, config: RunConfig) -> None:
                 stop=stop,
             )
     except Interrupted as interrupted:
+        processes = os.environ.get("WORLD_SIZE", "1")
+        start = (
+            "osmose"
+            if processes == "1"
+            else f"torchrun --standalone --nproc-per-node {processes} -m osmose.cli"
+        )
         again = (
-            f"osmose train {shlex.quote(command.data.source)} --out {shlex.quote(str(folder.path))} --resume"
+            f"{start} train {shlex.quote(command.data.source)} --out {shlex.quote(str(folder.path))} --resume"
         )
         if main_process():
             print(f"osmose: {interrupted}. Continue with: {again}", file=sys.stderr)

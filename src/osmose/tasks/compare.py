@@ -25,7 +25,7 @@ from osmose.tasks.evaluate import percent
 from osmose.tasks.progress import Reporter
 from osmose.tasks.recipes import recipe
 from osmose.tasks.run import run
-from osmose.tasks.run_folder import RunFolder, RunFolderError
+from osmose.tasks.run_folder import RunFolder, RunFolderError, make_folder
 from osmose.tasks.search import SPACE, describe, search, with_settings
 from osmose.tasks.signals import StopRequest
 
@@ -159,7 +159,7 @@ def _create(comparison: Comparison, path: Path, *, overwrite: bool) -> None:
         shutil.rmtree(path)
     if (path / _MARK).is_file() and _same(comparison, path):
         return
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     (path / "result.json").unlink(missing_ok=True)  # of other models
     accelerator = make_accelerator(comparison.run_config(comparison.models[0]).train)
     _write(path / "environment.json", environment.describe(str(accelerator.device)))

@@ -30,6 +30,16 @@ class RunFolderError(ValueError):
     """A run folder that exists, is missing, or is not what was expected."""
 
 
+def make_folder(path: Path) -> None:
+    """Make the folder `path` and those above it. Raises RunFolderError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"the folder {path} cannot be made: {error.strerror}; choose another one with --out"
+        ) from error
+
+
 class RunFolder:
     """Paths and files of one run. Making the object touches nothing on disk."""
 
@@ -66,12 +76,7 @@ class RunFolder:
                     "or choose another folder with --out"
                 )
             self.remove()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(
-                f"the run folder {self.path} cannot be made: {error.strerror}; choose another one with --out"
-            ) from error
+        make_folder(self.path)
         replace_file(self.config_file, tomli_w.dumps(config.to_dict()).encode())
         self.write_json("environment.json", environment)
 
