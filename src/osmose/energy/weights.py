@@ -189,6 +189,8 @@ def _second_moment(x: Tensor, tokens: Tokens) -> Tensor:
     """``sum_i m_i x_i x_i^T`` of each set, ``(..., d, d)``, packed ``(S, d, d)``."""
     if not tokens.packed:
         return x.mT @ tokens.weigh(x)
+    if not tokens.num_sets:
+        return x.new_zeros(*x.shape[:-2], 0, x.shape[-1], x.shape[-1])
     parts = zip(
         tokens.sort(x).split(tokens.sizes.tolist(), -2), tokens.sort(tokens.weigh(x)).split(tokens.sizes.tolist(), -2),
         strict=True,

@@ -1,7 +1,7 @@
 """Laws: what an operator conserves. Operator in, operator out, at the operator's own order of cost.
 
-Here: none, row, mean, sym, sinkhorn. A law that uses columns (sym, sinkhorn, and flow when it joins)
-would leak the future of a causal operator; ``row`` would not.
+Here: none, row, mean, sym, sinkhorn. Laws with ``uses_columns`` (sym, sinkhorn) would leak the future of a
+causal operator; ``row`` would not.
 """
 
 from .base import Law

@@ -26,10 +26,13 @@ class Law(ABC):
     Attributes:
         name: how it is called in tables and settings.
         conserves: which of ``row_sum``, ``col_sum``, ``symmetric`` hold for every non-negative kernel.
+        uses_columns: whether what a target takes depends on what other targets are there (column sums). A causal
+            operator must refuse such a law: it would leak the future.
     """
 
     name: ClassVar[str]
     conserves: ClassVar[frozenset[str]] = frozenset()
+    uses_columns: ClassVar[bool] = False
 
     def __call__(
         self, op: Operator, *, sources: Tokens | None = None, targets: Tokens | None = None
@@ -38,11 +41,19 @@ class Law(ABC):
 
         Args:
             op: the kernel, ``(..., n, m)``; non-negative where the law is to conserve anything.
-            sources: masses of the columns; None means 1.
+            sources: masses of the columns, ``(m,)`` or with the leading dimensions of ``op``; None means 1. A padded
+                mass ``(B, m)`` fits all heads of an operator ``(B, H, n, m)``.
             targets: masses of the rows; None means 1. For a square operator both may be the same.
+
+        Raises:
+            ValueError: tokens or masses that do not fit the operator.
         """
+        return self._apply(op, *self._sides(op, sources, targets))
+
+    def _sides(self, op: Operator, sources: Tokens | None, targets: Tokens | None) -> tuple[Tokens, Tokens]:
         check_pair(f"law {self.name}", targets, sources, op.shape[-2], op.shape[-1])
-        return self._apply(op, sources or Tokens(op.shape[-1]), targets or Tokens(op.shape[-2]))
+        sources, targets = sources or Tokens(op.shape[-1]), targets or Tokens(op.shape[-2])
+        return _fitted(sources, op, f"{self!r}: sources"), _fitted(targets, op, f"{self!r}: targets")
 
     @abstractmethod
     def _apply(self, op: Operator, sources: Tokens, targets: Tokens) -> Operator: ...
@@ -59,7 +70,7 @@ class Law(ABC):
         ``op`` is what the law returned. Rows and columns that have nothing to give or take are left out.
         Cost: a product for each of ``row_sum`` and ``col_sum``; ``symmetric`` is checked by one random vector.
         """
-        s, t = sources or Tokens(op.shape[-1]), targets or Tokens(op.shape[-2])
+        s, t = self._sides(op, sources, targets)
         mass_s, mass_t = mass_of(s, op), mass_of(t, op)
         out = {}
         if ROW_SUM in self.conserves:
@@ -73,6 +84,25 @@ class Law(ABC):
             forward, backward = t.weigh(op @ v), op.mT @ s.weigh(v).expand(*op.shape[:-2], -1, -1)
             out[SYMMETRIC] = _largest(forward - backward)
         return out
+
+
+def _fitted(tokens: Tokens, op: Operator, what: str) -> Tokens:
+    """Tokens whose padded mass has the leading dimensions of the operator, or one that broadcasts with them."""
+    if tokens.mass is None or tokens.mass.ndim == 1:
+        return tokens
+    given, lead = tokens.mass.shape, op.shape[:-2]
+    heads = len(given) == len(lead)  # (B, n) for (B, H, n, m)
+    try:
+        torch.broadcast_shapes((*given[:-1], 1) if heads else given[:-1], lead)
+        fits = len(given) >= len(lead)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{what} have masses of shape {tuple(given)} but {op!r} has leading shape {tuple(lead)}; "
+            f"expected ({tokens.n},), {(*lead, tokens.n)}, or {(*lead[:-1], tokens.n)} for all heads."
+        )
+    return tokens.heads() if heads else tokens
 
 
 def _generator(op: Operator) -> torch.Generator:
@@ -91,10 +121,14 @@ def mass_of(tokens: Tokens, op: Operator) -> Tensor:
     return tokens.mass.to(wide)
 
 
-def reciprocal(x: Tensor, power: float = 1.0) -> Tensor:
-    """``x ** -power``, and 0 (with gradient 0) where x is not positive."""
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1.0) ** -power, 0.0)
+def reciprocal(x: Tensor, power: float = 1.0, *, signed: bool = False) -> Tensor:
+    """``x ** -power``, and 0 (with gradient 0) where x is 0, or negative and not ``signed``.
+
+    NaN and infinity give NaN: an overflow must show.
+    """
+    usable = (x != 0) if signed else ~(x <= 0)
+    out = torch.where(usable, torch.where(usable, x, 1.0) ** -power, 0.0)
+    return torch.where(torch.isfinite(x), out, torch.nan)
 
 
 def mass_ratio(of: Tokens, at: Tokens, op: Operator) -> Tensor:

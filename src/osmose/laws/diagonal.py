@@ -31,7 +31,8 @@ class NoLaw(Law):
 class Row(Law):
     """``diag(C s)^-1 C diag(s)``: every target receives a mean; softmax attention for an exponential kernel.
 
-    The exponential kernel is shifted row by row first, so scores of any size are safe.
+    The exponential kernel is shifted row by row first, so scores of any size are safe. A kernel with signs is
+    divided by its row sum as it is; a sum of 0 gives 0.
     """
 
     name = "row"
@@ -40,7 +41,7 @@ class Row(Law):
     def _apply(self, op: Operator, sources: Tokens, targets: Tokens) -> Operator:
         op = op.up_to_row_scale(_present(sources))
         taken = (op @ mass_of(sources, op).unsqueeze(-1)).squeeze(-1)
-        return op.scale(_targets_only(reciprocal(taken), targets), sources.mass)
+        return op.scale(_targets_only(reciprocal(taken, signed=True), targets), sources.mass)
 
 
 class Mean(Law):
@@ -56,13 +57,14 @@ class Mean(Law):
 
 
 class Sym(Law):
-    """``diag(C s)^-1/2 C diag(C^T t)^-1/2 diag(s)``: GCN's normalisation; eigenvalues in [-1, 1].
+    """``diag(C s)^-1/2 C diag(C^T t)^-1/2 diag(s)``: GCN's normalisation, for a graph ``C = A + I``.
 
-    For a graph ``C = A + I``. A symmetric kernel with equal masses on both sides stays symmetric.
+    A symmetric kernel with equal masses on both sides stays symmetric, and its eigenvalues are then in [-1, 1].
     """
 
     name = "sym"
     conserves = frozenset({SYMMETRIC})
+    uses_columns = True
 
     def _apply(self, op: Operator, sources: Tokens, targets: Tokens) -> Operator:
         taken = (op @ mass_of(sources, op).unsqueeze(-1)).squeeze(-1)

@@ -24,6 +24,7 @@ class Sinkhorn(Law):
 
     name = "sinkhorn"
     conserves = frozenset({ROW_SUM, COL_SUM})
+    uses_columns = True
 
     def __init__(self, iterations: int = 100, tolerance: float = 1e-6):
         if iterations < 1 or tolerance < 0:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .base import Cost, Operator, refuse_past_limit
-from .dense import Dense, Identity
-from .graph import Graph
-from .low_rank import LowRank
 
 ROWS = 256  # rows of a generic entrywise product that are formed at once
 
@@ -26,6 +25,8 @@ def _broadcast(what: str, *parts: Operator) -> torch.Size:
 class Sum(Operator):
     """``A_1 + A_2 + ...``; costs what the terms cost together."""
 
+    _hadamard_order = 4
+
     def __init__(self, *terms: Operator):
         self.terms = terms
         self.shape = _broadcast("Sum", *terms)
@@ -36,7 +37,7 @@ class Sum(Operator):
         return Sum(*(t for term in terms for t in (term.terms if isinstance(term, Sum) else (term,))))
 
     def _matmul(self, v: Tensor) -> Tensor:
-        return _total(term @ v for term in self.terms)
+        return _total(term._matmul(v) for term in self.terms)
 
     def _rmatmul(self, u: Tensor) -> Tensor:
         return _total(term._rmatmul(u) for term in self.terms)
@@ -44,8 +45,33 @@ class Sum(Operator):
     def _entries(self, i: Tensor, j: Tensor) -> Tensor:
         return _total(term._entries(i, j) for term in self.terms)
 
+    def _block(self, i: Tensor, j: Tensor) -> Tensor:
+        return _total(term._block(i, j) for term in self.terms)
+
+    @property
+    def mT(self) -> Operator:  # noqa: N802
+        return Sum(*(term.mT for term in self.terms))
+
+    def _hadamard(self, other: Operator) -> Operator | None:
+        products = [hadamard(term, other) for term in self.terms]
+        return None if any(p.cost().quadratic for p in products) else Sum.of(*products)
+
+    def _row_exponent(self, present: Tensor | None) -> Tensor | None:
+        known = [e for term in self.terms if (e := term._row_exponent(present)) is not None]
+        if not known:
+            return None
+        # terms that are not exponential count as of order 1
+        known = known if len(known) == len(self.terms) else [*known, torch.zeros_like(known[0])]
+        return reduce(torch.maximum, known)
+
+    def _shift_rows(self, exponent: Tensor) -> Operator:
+        return Sum(*(term._shift_rows(exponent) for term in self.terms))
+
     def cost(self) -> Cost:
         return sum((term.cost() for term in self.terms), Cost(0, 0))
+
+    def _entry_time(self) -> int:
+        return sum(term._entry_time() for term in self.terms)
 
     def _name(self) -> str:
         return " + ".join(term._name() for term in self.terms)
@@ -70,6 +96,8 @@ class Scaled(Operator):
 
     A source with ``right = 0`` is absent exactly, a target with ``left = 0`` receives exactly 0.
     """
+
+    _hadamard_order = 1
 
     def __init__(
         self,
@@ -102,19 +130,45 @@ class Scaled(Operator):
         return x if scalar is None else x * scalar
 
     def _entries(self, i: Tensor, j: Tensor) -> Tensor:
-        out = self.inner._entries(i, j)
+        return self._weigh(self.inner._entries(i, j), i, j)
+
+    def _block(self, i: Tensor, j: Tensor) -> Tensor:
+        return self._weigh(self.inner._block(i, j), i[:, None], j[None, :])
+
+    def _weigh(self, out: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        out = out.to(self._wide)
         for diagonal, index in ((self.left, i), (self.right, j)):
             if diagonal is not None:
                 d = diagonal[..., index].to(out.dtype)
                 out = torch.where(d != 0, out * d, 0.0)
         return out if self.scalar is None else out * self.scalar
 
+    @property
+    def mT(self) -> Operator:  # noqa: N802
+        return Scaled(self.inner.mT, self.right, self.left, self.scalar)
+
+    def _hadamard(self, other: Operator) -> Operator:
+        return self._around(hadamard(self.inner, other))
+
+    def _around(self, op: Operator) -> Operator:
+        if self.left is not None or self.right is not None:
+            op = op.scale(self.left, self.right)
+        return op if self.scalar is None else op * self.scalar
+
     def cost(self) -> Cost:
         inner = self.inner.cost()
         return Cost(inner.time + self.shape[-1] + self.shape[-2], inner.memory, inner.quadratic)
 
-    def up_to_row_scale(self, present: Tensor | None = None) -> Operator:
-        return Scaled(self.inner.up_to_row_scale(present), self.left, self.right, self.scalar)
+    def _row_exponent(self, present: Tensor | None) -> Tensor | None:
+        if self.right is not None:
+            present = self.right != 0 if present is None else present & (self.right != 0)
+        return self.inner._row_exponent(present)
+
+    def _shift_rows(self, exponent: Tensor) -> Operator:
+        return self._around(self.inner._shift_rows(exponent))
+
+    def _entry_time(self) -> int:
+        return self.inner._entry_time() + 1
 
     def _name(self) -> str:
         return f"Scaled({self.inner._name()})"
@@ -136,8 +190,14 @@ class Transposed(Operator):
     def _entries(self, i: Tensor, j: Tensor) -> Tensor:
         return self.inner._entries(j, i)
 
+    def _block(self, i: Tensor, j: Tensor) -> Tensor:
+        return self.inner._block(j, i).mT
+
     def cost(self) -> Cost:
         return self.inner.cost()
+
+    def _entry_time(self) -> int:
+        return self.inner._entry_time()
 
     @property
     def mT(self) -> Operator:  # noqa: N802
@@ -151,21 +211,16 @@ def hadamard(a: Operator, b: Operator) -> Operator:
     """The entrywise product, at the cheapest cost that the two kinds allow.
 
     With a graph: a graph of the same support, O(edges). With the identity: the diagonal. Two low-rank
-    operators of ranks r and s: low rank r s. With a dense matrix: dense. Anything else streams over all
-    n m pairs, says so in ``cost()`` and is refused past :func:`~osmose.operators.dense_limit`.
+    operators of ranks r and s: low rank r s. With a dense matrix: dense. Diagonals and scalars are lifted out, sums
+    distributed where each term has such a form. Anything else streams over all n m pairs, says so in ``cost()``
+    and is refused past :func:`~osmose.operators.dense_limit`. A kind states its forms in ``_hadamard``.
     """
     _broadcast("A * B", a, b)
-    for one, other in ((a, b), (b, a)):
-        if isinstance(one, Graph):
-            return one.with_weight(one.weight * other._entries(one.target, one.source))
-        if isinstance(one, Identity):
-            node = torch.arange(one.shape[-1], device=one.device)
-            return Scaled(one, left=other._entries(node, node))
-    if isinstance(a, LowRank) and isinstance(b, LowRank):
-        return a.khatri_rao(b)
-    for one, other in ((a, b), (b, a)):
-        if isinstance(one, Dense):
-            return Dense(one.matrix * other.to_dense())
+    first, second = sorted((a, b), key=lambda part: part._hadamard_order)
+    for one, other in ((first, second), (second, first)):
+        product = one._hadamard(other)
+        if product is not None:
+            return product
     return Hadamard(a, b)
 
 
@@ -182,7 +237,7 @@ class Hadamard(Operator):
         return torch.cat([checkpoint(self._row_product, i, v, use_reentrant=False) for i in blocks], -2)
 
     def _row_product(self, i: Tensor, v: Tensor) -> Tensor:
-        return self._block(i, torch.arange(self.shape[-1], device=self.device)) @ v.to(self.dtype)
+        return self._block(i, torch.arange(self.shape[-1], device=self.device)).to(v.dtype) @ v
 
     def _rmatmul(self, u: Tensor) -> Tensor:
         return Hadamard(self.a.mT, self.b.mT)._matmul(u)
@@ -203,7 +258,14 @@ class Hadamard(Operator):
 
     def cost(self) -> Cost:
         part = max((self.a, self.b), key=lambda p: p.cost().time)
-        return Cost(self.shape.numel(), ROWS * self.shape[-1], (f"{self._name()} through {part._name()}",))
+        time = self.shape.numel() * self._entry_time()
+        return Cost(time, ROWS * self.shape[-1], (f"{self._name()} through {part._name()}",))
+
+    def _entry_time(self) -> int:
+        return self.a._entry_time() + self.b._entry_time() + 1
+
+    def up_to_row_scale(self, present: Tensor | None = None) -> Operator:
+        return Hadamard(self.a.up_to_row_scale(present), self.b.up_to_row_scale(present))
 
     def _name(self) -> str:
         return f"({self.a._name()} * {self.b._name()})"

@@ -8,7 +8,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ __all__ = ["Cost", "DenseLimitError", "Operator", "dense_limit"]
 
 Index = Tensor | slice | int | None
 
-_limit = 2**26
+_limit: ContextVar[int] = ContextVar("dense_limit", default=2**26)
 
 
 class DenseLimitError(ValueError):
@@ -31,18 +33,17 @@ def dense_limit(entries: int) -> Iterator[None]:
     >>> with dense_limit(10**9):
     ...     pass
     """
-    global _limit
-    before, _limit = _limit, entries
+    before = _limit.set(entries)
     try:
         yield
     finally:
-        _limit = before
+        _limit.reset(before)
 
 
 def refuse_past_limit(entries: int, part: str, advice: str) -> None:
-    if entries > _limit:
+    if entries > _limit.get():
         raise DenseLimitError(
-            f"{part} would need {entries:,} matrix entries; the limit is {_limit:,}. {advice} "
+            f"{part} would need {entries:,} matrix entries; the limit is {_limit.get():,}. {advice} "
             f"Or allow it: with osmose.operators.dense_limit({entries}): ..."
         )
 
@@ -75,18 +76,22 @@ class Operator(ABC):
     A kind implements five things: ``shape``, ``dtype`` and ``device`` (through ``_like``, a tensor that has
     them), the products ``_matmul`` and ``_rmatmul``, ``_entries`` and ``cost``. All are differentiable
     with respect to the tensors that the operator was made from.
+
+    Types: a product has the common type of operator and values, sums over tokens and what laws divide by are
+    float32 or better, under autocast too. Values reach ``_matmul`` wide (float32 or better), and it returns wide.
     """
 
     shape: torch.Size
     _like: Tensor
+    _hadamard_order: ClassVar[int] = 9
 
     @abstractmethod
     def _matmul(self, v: Tensor) -> Tensor:
-        """``A v`` for ``v (..., m, c)``: ``(..., n, c)``."""
+        """``A v`` for wide ``v (..., m, c)``: ``(..., n, c)``, wide."""
 
     @abstractmethod
     def _rmatmul(self, u: Tensor) -> Tensor:
-        """``A^T u`` for ``u (..., n, c)``: ``(..., m, c)``."""
+        """``A^T u`` for wide ``u (..., n, c)``: ``(..., m, c)``, wide."""
 
     @abstractmethod
     def _entries(self, i: Tensor, j: Tensor) -> Tensor:
@@ -115,29 +120,36 @@ class Operator(ABC):
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """``A @ v`` for ``v (..., m, c)`` or a vector ``(m,)``."""
-        return self._product(v, self.shape[-1], self._matmul, "A @ v")
-
-    def _product(self, v: Tensor, size: int, product, what: str) -> Tensor:
-        vector = v.ndim == 1
-        v = v.unsqueeze(-1) if vector else v
-        if v.shape[-2] != size:
-            raise ValueError(
-                f"{self!r}: {what} got values of shape {tuple(v.shape)}; expected (..., {size}, c), one row for each "
-                f"{'source' if what == 'A @ v' else 'target'}."
+        if not v.is_floating_point():
+            raise TypeError(
+                f"{self!r}: A @ v got values of dtype {v.dtype}; expected a float type, e.g. v.to({self.dtype})."
             )
-        out = product(v)
-        return out.squeeze(-1) if vector else out
+        size = self.shape[-1]
+        if v.shape[:1] != (size,) if v.ndim < 2 else v.shape[-2] != size:
+            raise ValueError(
+                f"{self!r}: A @ v got values of shape {tuple(v.shape)}; expected (..., {size}, c), one row for each source."
+            )
+        dtype = torch.promote_types(self.dtype, v.dtype)
+        with self._exactly():
+            wide = v.to(torch.promote_types(dtype, torch.float32))
+            out = self._matmul(wide if v.ndim > 1 else wide.unsqueeze(-1)).to(dtype)
+        return out if v.ndim > 1 else out.squeeze(-1)
 
     def row_sum(self) -> Tensor:
-        """What each target takes in all: ``A 1``, shape ``(..., n)``."""
-        return self._matmul(self._ones(self.shape[-1])).squeeze(-1)
+        """What each target takes in all: ``A 1``, shape ``(..., n)``, float32 or better."""
+        return self @ torch.ones(self.shape[-1], dtype=self._wide, device=self.device)
 
     def col_sum(self) -> Tensor:
-        """What each source gives in all: ``A^T 1``, shape ``(..., m)``."""
-        return self._rmatmul(self._ones(self.shape[-2])).squeeze(-1)
+        """What each source gives in all: ``A^T 1``, shape ``(..., m)``, float32 or better."""
+        return self.mT.row_sum()
 
-    def _ones(self, size: int) -> Tensor:
-        return torch.ones(size, 1, dtype=self.dtype, device=self.device)
+    @property
+    def _wide(self) -> torch.dtype:
+        """The type of sums and scores: that of the operator, float32 at least."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def _exactly(self) -> torch.autocast:
+        return torch.autocast(self.device.type, enabled=False)
 
     def block(self, rows: Index = None, cols: Index = None) -> Tensor:
         """The dense block ``A[..., rows, cols]``; an index is an int64 tensor, a slice, an int or None for all.
@@ -150,9 +162,11 @@ class Operator(ABC):
         refuse_past_limit(
             lead * i.numel() * j.numel(), f"{self!r}.block", "Ask for fewer rows, e.g. A.rows(i)."
         )
-        return self._block(i, j)
+        with self._exactly():
+            return self._block(i, j).to(self.dtype)
 
     def _block(self, i: Tensor, j: Tensor) -> Tensor:
+        """``A[..., i, j]`` for all pairs of ``i`` and ``j``; of any float type."""
         return self._entries(i[:, None], j[None, :])
 
     def rows(self, i: Index) -> Tensor:
@@ -170,14 +184,24 @@ class Operator(ABC):
     def entries(self, i: Tensor, j: Tensor) -> Tensor:
         """Single entries ``A[..., i, j]``, for index tensors of one shape ``(e,)``."""
         i, j = self._index(i, self.shape[-2], "i"), self._index(j, self.shape[-1], "j")
-        return self._entries(i, j)
+        with self._exactly():
+            return self._entries(i, j).to(self.dtype)
 
     def up_to_row_scale(self, present: Tensor | None = None) -> Operator:
         """``diag(a) A`` with some positive ``a`` that keeps its numbers in range; laws that normalise rows use it.
 
         ``present`` ``(..., m)`` bool tells the sources that matter.
         """
-        return self
+        exponent = self._row_exponent(present)
+        return self if exponent is None else self._shift_rows(exponent)
+
+    def _row_exponent(self, present: Tensor | None) -> Tensor | None:
+        """The logarithm of every row's largest present entry, ``(..., n)``, for kinds that know it; a constant."""
+        return None
+
+    def _shift_rows(self, exponent: Tensor) -> Operator:
+        """``diag(exp(-exponent)) A`` for an exponent that bounds :meth:`_row_exponent`."""
+        return self.scale(left=torch.exp(-exponent))
 
     def _index(self, index: Index, size: int, name: str) -> Tensor:
         if index is None or isinstance(index, slice):
@@ -202,7 +226,7 @@ class Operator(ABC):
 
     def __mul__(self, other: float | Tensor | Operator) -> Operator:
         """A scalar multiple, or the entrywise (Hadamard) product with another operator."""
-        from .algebra import Scaled, hadamard
+        from .algebra import hadamard
 
         if isinstance(other, Operator):
             return hadamard(self, other)
@@ -211,7 +235,7 @@ class Operator(ABC):
                 f"{self!r} * tensor of shape {tuple(other.shape)} is ambiguous; use A.scale(left=..., right=...) for diagonals "
                 "or A * Dense(matrix) for an entrywise product."
             )
-        return Scaled(self, scalar=other)
+        return self._multiple(other)
 
     __rmul__ = __mul__
 
@@ -220,6 +244,22 @@ class Operator(ABC):
 
     def __sub__(self, other: Operator) -> Operator:
         return self + -other
+
+    def _multiple(self, scalar: float | Tensor) -> Operator:
+        from .algebra import Scaled
+
+        return Scaled(self, scalar=scalar)
+
+    def _hadamard(self, other: Operator) -> Operator | None:
+        """The entrywise product with ``other`` where this kind knows a form with structure; None where not.
+
+        Of two factors the one with the lower ``_hadamard_order`` is asked first.
+        """
+        return None
+
+    def _entry_time(self) -> int:
+        """Multiply-adds for one entry of a block."""
+        return 1
 
     def scale(self, left: Tensor | None = None, right: Tensor | None = None) -> Operator:
         """``diag(left) A diag(right)`` with ``left (..., n)`` and ``right (..., m)``."""

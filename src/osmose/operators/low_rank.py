@@ -19,6 +19,8 @@ class LowRank(Operator):
         ValueError: the ranks or the tokens on the two sides do not match.
     """
 
+    _hadamard_order = 5
+
     def __init__(
         self, left: Tensor, right: Tensor, *, targets: Tokens | None = None, sources: Tokens | None = None
     ):
@@ -30,7 +32,11 @@ class LowRank(Operator):
         check_pair("LowRank", targets, sources, n, m)
         self.left, self.right, self.targets, self.sources = left, right, targets, sources
         self.shape = torch.Size((*torch.broadcast_shapes(left.shape[:-2], right.shape[:-2]), n, m))
-        self._like = left
+        self._like = torch.empty(0, dtype=torch.promote_types(left.dtype, right.dtype), device=left.device)
+
+    @property
+    def mT(self) -> LowRank:  # noqa: N802
+        return LowRank(self.right, self.left, targets=self.sources, sources=self.targets)
 
     def _matmul(self, v: Tensor) -> Tensor:
         return _low_rank_product(self.left, self.right, v, self.targets, self.sources)
@@ -39,12 +45,17 @@ class LowRank(Operator):
         return _low_rank_product(self.right, self.left, u, self.sources, self.targets)
 
     def _entries(self, i: Tensor, j: Tensor) -> Tensor:
-        out = (self.left[..., i, :] * self.right[..., j, :]).sum(-1)
+        wide = self._wide
+        out = (self.left[..., i, :].to(wide) * self.right[..., j, :].to(wide)).sum(-1)
         return _inside_sets(out, i, j, self.targets, self.sources)
 
     def _block(self, i: Tensor, j: Tensor) -> Tensor:
-        out = self.left[..., i, :] @ self.right[..., j, :].mT
+        wide = self._wide
+        out = self.left[..., i, :].to(wide) @ self.right[..., j, :].to(wide).mT
         return _inside_sets(out, i[:, None], j[None, :], self.targets, self.sources)
+
+    def _hadamard(self, other: Operator) -> Operator | None:
+        return self.khatri_rao(other) if isinstance(other, LowRank) else None
 
     def khatri_rao(self, other: LowRank) -> LowRank:
         """The entrywise product of two low-rank operators: rank r s, features are products of features."""
@@ -63,6 +74,9 @@ class LowRank(Operator):
         lead = self.shape[:-2].numel()
         return Cost(lead * (self.shape[-2] + self.shape[-1]) * rank, lead * rank * sets)
 
+    def _entry_time(self) -> int:
+        return self.left.shape[-1]
+
     def _name(self) -> str:
         return f"LowRank[{self.left.shape[-1]}]"
 
@@ -78,18 +92,17 @@ def _inside_sets(
 def _low_rank_product(
     left: Tensor, right: Tensor, v: Tensor, targets: Tokens | None, sources: Tokens | None
 ) -> Tensor:
-    """``L R^T v`` (per set where packed); sums in float32 or better, the result in the type of ``left``."""
-    wide = torch.promote_types(left.dtype, torch.float32)
-    left_w, right_w, v = left.to(wide), right.to(wide), v.to(wide)
-    if targets is None or sources is None or not targets.packed:
-        return (left_w @ (right_w.mT @ v)).to(left.dtype)
+    """``L R^T v`` (per set where packed) in the type of ``v``."""
+    left, right = left.to(v.dtype), right.to(v.dtype)
+    if targets is None or sources is None or targets.num_sets < 2:
+        return left @ (right.mT @ v)
     out = [
         l_s @ (r_s.mT @ v_s)
         for l_s, r_s, v_s in zip(
-            targets.sort(left_w).split(targets.sizes.tolist(), -2),
-            sources.sort(right_w).split(sources.sizes.tolist(), -2),
+            targets.sort(left).split(targets.sizes.tolist(), -2),
+            sources.sort(right).split(sources.sizes.tolist(), -2),
             sources.sort(v).split(sources.sizes.tolist(), -2),
             strict=True,
         )
     ]
-    return targets.unsort(torch.cat(out, -2)).to(left.dtype)
+    return targets.unsort(torch.cat(out, -2))

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from ..tokens import Tokens, check_pair
 from .base import Cost, Operator
+from .exponential_graph import ExponentialGraph
+from .graph import Graph
 from .low_rank import _inside_sets
-from .streaming import EXP, SIGMOID, ScoreKernel, pairwise_product
+from .streaming import EXP, SIGMOID, ScoreKernel, pairwise_product, row_max
 
 # exp(min(s, 0)): what exp is under a shift by the row maximum, whatever an absent token holds
 CAPPED_EXP = ScoreKernel(
@@ -18,7 +20,6 @@ CAPPED_EXP = ScoreKernel(
     lambda s: s.clamp_(max=0).exp_(),
     lambda grad, w: grad.mul_(w),
 )
-ROWS = 512  # rows of scores formed at once where only their maximum is asked for
 
 
 class Pairwise(Operator):
@@ -58,7 +59,9 @@ class Pairwise(Operator):
             )
         self.targets, self.sources, self.shift = targets, sources, shift
         self.shape = torch.Size((*torch.broadcast_shapes(q.shape[:-2], k.shape[:-2]), n, m))
-        self._like = q
+        self._like = torch.empty(0, dtype=torch.promote_types(q.dtype, k.dtype), device=q.device)
+
+    _hadamard_order = 0  # before a graph, whose form would lose the scores
 
     @classmethod
     def gaussian(
@@ -73,6 +76,12 @@ class Pairwise(Operator):
         """``exp(-beta |x_i - y_j|^2 / 2)``. On unit vectors it is ``exp(beta x . y)`` up to a factor."""
         q, k = squared_distance_scores(x, y, -beta / 2)
         return cls(q, k, "exp", targets=targets, sources=sources)
+
+    @property
+    def mT(self) -> Operator:  # noqa: N802
+        if self.shift is not None:
+            return super().mT
+        return Pairwise(self.k, self.q, self.kernel, targets=self.sources, sources=self.targets)
 
     def _matmul(self, v: Tensor) -> Tensor:
         t, s = self.targets, self.sources
@@ -91,57 +100,65 @@ class Pairwise(Operator):
 
     def _rmatmul(self, u: Tensor) -> Tensor:
         if self.shift is None:
-            return Pairwise(self.k, self.q, self.kernel, targets=self.sources, sources=self.targets)._matmul(
-                u
-            )
+            return self.mT._matmul(u)
         # the shift of a row is one more score coordinate
-        q = torch.cat([self.q, -self.shift.to(self.q.dtype).unsqueeze(-1).expand(*self.q.shape[:-1], 1)], -1)
-        k = torch.cat([self.k, self.k.new_ones(*self.k.shape[:-1], 1)], -1)
+        q, k, shift = self.q.to(self._wide), self.k.to(self._wide), self.shift.to(self._wide).unsqueeze(-1)
+        lead = torch.broadcast_shapes(q.shape[:-2], shift.shape[:-2])
+        q = torch.cat([q.expand(*lead, *q.shape[-2:]), -shift.expand(*lead, *shift.shape[-2:])], -1)
+        k = torch.cat([k, k.new_ones(*k.shape[:-1], 1)], -1)
         return Pairwise(k, q, CAPPED_EXP, targets=self.sources, sources=self.targets)._matmul(u)
 
     def _entries(self, i: Tensor, j: Tensor) -> Tensor:
-        return self._weights((self.q[..., i, :] * self.k[..., j, :]).sum(-1), i, j)
+        return self._weights(self._scores(i, j), i, j)
 
     def _block(self, i: Tensor, j: Tensor) -> Tensor:
-        return self._weights(self.q[..., i, :] @ self.k[..., j, :].mT, i[:, None], j[None, :])
+        scores = self.q[..., i, :].to(self._wide) @ self.k[..., j, :].to(self._wide).mT
+        return self._weights(scores, i[:, None], j[None, :])
+
+    def _scores(self, i: Tensor, j: Tensor) -> Tensor:
+        return (self.q[..., i, :].to(self._wide) * self.k[..., j, :].to(self._wide)).sum(-1)
 
     def _weights(self, scores: Tensor, i: Tensor, j: Tensor) -> Tensor:
         if self.shift is not None:
             scores = (scores - self.shift[..., i].to(scores.dtype)).clamp(max=0)
         return _inside_sets(self.kernel.f(scores), i, j, self.targets, self.sources)
 
-    def up_to_row_scale(self, present: Tensor | None = None) -> Operator:
-        """For the exponential kernel, the same operator with every row's largest present entry at 1."""
-        if self.kernel is not EXP or self.shift is not None:
-            return self
-        return Pairwise(
-            self.q,
-            self.k,
-            self.kernel,
-            targets=self.targets,
-            sources=self.sources,
-            shift=self._row_max(present),
-        )
+    def _hadamard(self, other: Operator) -> Operator | None:
+        if not isinstance(other, Graph) or self.kernel is not EXP or self.shift is not None:
+            return None
+        i, j = other.target, other.source
+        inside = _inside_sets(other.weight, i, j, self.targets, self.sources)
+        dtype = torch.promote_types(self.dtype, other.dtype)
+        return ExponentialGraph(other.with_weight(inside.to(dtype)), self._scores(i, j))
 
-    @torch.no_grad()
-    def _row_max(self, present: Tensor | None) -> Tensor:
-        parts = []
-        for i in torch.arange(self.shape[-2], device=self.device).split(ROWS):
-            scores = self.q[..., i, :] @ self.k.mT
-            if present is not None:
-                scores = scores.masked_fill(~present.unsqueeze(-2), -torch.inf)
-            if self.targets is not None and self.sources is not None:
-                same = self.targets.same_set(self.sources, rows=i)
-                scores = scores if same is None else scores.masked_fill(~same, -torch.inf)
-            parts.append(scores.amax(-1) if self.shape[-1] else scores.new_zeros(scores.shape[:-1]))
-        top = torch.cat(parts, -1) if parts else self.q.new_zeros(self.shape[:-1])
+    def _row_exponent(self, present: Tensor | None) -> Tensor | None:
+        if self.kernel is not EXP or self.shift is not None:
+            return None
+        t, s = self.targets, self.sources
+        if t is None or s is None or not t.packed:
+            top = row_max(self.q, self.k, present=present)
+        else:
+            present = None if present is None else s.sort(present, -1)
+            top = t.unsort(
+                row_max(t.sort(self.q), s.sort(self.k), q_ptr=t.ptr, k_ptr=s.ptr, present=present), -1
+            )
         return torch.where(torch.isfinite(top), top, 0.0)
+
+    def _shift_rows(self, exponent: Tensor) -> Operator:
+        if self.kernel is not EXP or self.shift is not None:
+            return super()._shift_rows(exponent)
+        return Pairwise(
+            self.q, self.k, self.kernel, targets=self.targets, sources=self.sources, shift=exponent
+        )
 
     def cost(self) -> Cost:
         pairs = self.shape.numel()
         if self.targets is not None and self.sources is not None and self.targets.packed:
             pairs = self.shape[:-2].numel() * int((self.targets.sizes * self.sources.sizes).sum())
-        return Cost(pairs * self.q.shape[-1], self.shape[-2] + self.shape[-1], (self._name(),))
+        return Cost(pairs * self._entry_time(), self.shape[-2] + self.shape[-1], (self._name(),))
+
+    def _entry_time(self) -> int:
+        return self.q.shape[-1]
 
     def _name(self) -> str:
         return f"Pairwise[{self.kernel.name}]"
@@ -161,6 +178,10 @@ def score_kernel(kernel: str | ScoreKernel) -> ScoreKernel:
 
 def squared_distance_scores(x: Tensor, y: Tensor, scale: float, offset: float = 0.0) -> tuple[Tensor, Tensor]:
     """Features whose dot product is ``offset + scale |x_i - y_j|^2``: ``(..., n, d + 2)``, ``(..., m, d + 2)``."""
+    if y.shape[-2]:
+        # distances do not see a common shift; the median is one that a few hidden tokens cannot spoil
+        centre = y.detach().flatten(0, -2).nanmedian(0).values.nan_to_num(0.0, 0.0, 0.0)
+        x, y = x - centre, y - centre
     x2, y2 = x.square().sum(-1, keepdim=True), y.square().sum(-1, keepdim=True)
     q = torch.cat([-2 * scale * x, offset + scale * x2, torch.ones_like(x2)], -1)
     return q, torch.cat([y, torch.ones_like(y2), scale * y2], -1)

@@ -110,6 +110,40 @@ def pairwise_product(
     return out if column is None else (out, sums)
 
 
+@torch.no_grad()
+def row_max(
+    q: Tensor,
+    k: Tensor,
+    *,
+    q_ptr: Tensor | None = None,
+    k_ptr: Tensor | None = None,
+    present: Tensor | None = None,
+) -> Tensor:
+    """``max_j q_i . k_j`` over the sources of a target, ``(..., n)``; -inf where it has none. No gradient.
+
+    Arguments as in :func:`pairwise_product`; ``present`` ``(..., m)`` bool leaves sources out. Float32 or better.
+    Cost: time ``n m r``, for packed sets the sum of it over sets; memory as there.
+    """
+    _check(q, k, k[..., :0], q_ptr, k_ptr, None, present)
+    bounds = None if q_ptr is None or k_ptr is None else (q_ptr.tolist(), k_ptr.tolist())
+    lead, (q, k, _, present, _) = _flatten(q, k, k[..., :0], present, None)
+    out = q.new_full(q.shape[:2], -torch.inf)
+    with torch.autocast(q.device.type, enabled=False):
+        for rows, cols in _parts(q.shape[1], k.shape[1], bounds, q.device):
+            rows.put(out, _maximum(rows.take(q), cols.take(k), cols.take(present)))
+    return out.view(*lead, out.shape[1])
+
+
+def _maximum(q: Tensor, k: Tensor, present: Tensor | None) -> Tensor:
+    out = q.new_full(q.shape[:2], -torch.inf)
+    for p, i, j in _tiles(q, k):
+        scores = q[p, i] @ k[p, j].mT
+        if present is not None:
+            scores.masked_fill_(present[p, j].unsqueeze(-2) == 0, -torch.inf)
+        out[p, i] = torch.maximum(out[p, i], scores.amax(-1))
+    return out
+
+
 class _PairwiseProduct(torch.autograd.Function):
     @staticmethod
     def forward(
