@@ -193,6 +193,21 @@ def test_a_missing_package_is_named() -> None:
     )
 
 
+def test_a_reader_that_leaves_is_no_error() -> None:
+    code = (
+        "import sys, time; time.sleep(0.3); from osmose.cli import main; sys.exit(main(['list', '--json']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 0
+
+
 def test_default_folder_never_takes_a_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     first = Path("runs/a")

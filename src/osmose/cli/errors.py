@@ -31,6 +31,8 @@ def reporting(*, debug: bool = False, json: bool = False) -> Iterator[Outcome]:
     except KeyboardInterrupt:
         outcome.code = 130
         print("osmose: interrupted", file=sys.stderr)
+    except BrokenPipeError:  # the reader (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
     except ModuleNotFoundError as error:
         if debug or (error.name or "").startswith("osmose"):
             raise
