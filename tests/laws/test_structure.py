@@ -162,6 +162,24 @@ def test_the_row_law_divides_by_negative_sums_too():
 
 
 @pytest.mark.parametrize("law", list(laws.LAWS))
+@pytest.mark.parametrize("kind", ["dense", "low_rank", "graph"])
+def test_gradients_do_not_see_what_mass_0_hides(law, kind):
+    mass = torch.tensor([1.0, 2.0, 0.5, 0.0, 1.0], dtype=F64, requires_grad=True)
+    op, t = {"dense": DENSE, "low_rank": LOW, "graph": GRAPH + GRAPH.mT}[kind], Tokens(5, mass)
+    grads = []
+    for value in (0.0, torch.inf):
+        v = torch.rand(5, 2, dtype=F64, generator=torch.Generator().manual_seed(1))
+        v[3] = value
+        v.requires_grad_()
+        out = laws.LAWS[law](op, sources=t, targets=t) @ v
+        grads.append(torch.autograd.grad(out.square().sum(), (mass, v)))
+        assert grads[-1][0][3] == 0
+        assert (grads[-1][1][3] == 0).all()
+    for clean, dirty in zip(*grads, strict=True):
+        torch.testing.assert_close(clean, dirty)
+
+
+@pytest.mark.parametrize("law", list(laws.LAWS))
 def test_a_padded_mass_fits_all_heads(law):
     x = torch.rand(3, 3, 4, 2, dtype=F64, generator=torch.Generator().manual_seed(0))  # batch and heads alike
     mass = torch.rand(3, 4, dtype=F64) + 0.1

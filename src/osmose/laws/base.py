@@ -87,10 +87,13 @@ class Law(ABC):
 
 
 def _fitted(tokens: Tokens, op: Operator, what: str) -> Tokens:
-    """Tokens whose padded mass has the leading dimensions of the operator, or one that broadcasts with them."""
-    if tokens.mass is None or tokens.mass.ndim == 1:
+    """Tokens whose mass broadcasts with the leading dimensions of the operator; a mass of 0 is a constant."""
+    if tokens.mass is None:
         return tokens
     given, lead = tokens.mass.shape, op.shape[:-2]
+    tokens = tokens.with_mass(torch.where(tokens.mass > 0, tokens.mass, 0.0))
+    if len(given) == 1:
+        return tokens
     heads = len(given) == len(lead)  # (B, n) for (B, H, n, m)
     try:
         torch.broadcast_shapes((*given[:-1], 1) if heads else given[:-1], lead)

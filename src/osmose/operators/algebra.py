@@ -126,7 +126,8 @@ class Scaled(Operator):
     def _times(diagonal: Tensor | None, x: Tensor, scalar: float | Tensor | None = None) -> Tensor:
         if diagonal is not None:
             # 0 * inf must be 0: what a mass of 0 hides may hold anything
-            x = torch.where(diagonal.unsqueeze(-1) != 0, x * diagonal.unsqueeze(-1).to(x.dtype), 0.0)
+            d = diagonal.unsqueeze(-1)
+            x = torch.where(d != 0, x, 0.0) * d.to(x.dtype)
         return x if scalar is None else x * scalar
 
     def _entries(self, i: Tensor, j: Tensor) -> Tensor:
@@ -139,8 +140,8 @@ class Scaled(Operator):
         out = out.to(self._wide)
         for diagonal, index in ((self.left, i), (self.right, j)):
             if diagonal is not None:
-                d = diagonal[..., index].to(out.dtype)
-                out = torch.where(d != 0, out * d, 0.0)
+                d = diagonal[..., index]
+                out = torch.where(d != 0, out, 0.0) * d.to(out.dtype)
         return out if self.scalar is None else out * self.scalar
 
     @property
