@@ -141,3 +141,29 @@ def test_row_law_of_sums_and_transposes_of_large_scores():
     twice = Pairwise(x, x) + 3 * Pairwise(x, y)
     both = torch.cat([scores, x @ y.mT + torch.tensor(3.0).log()], -1).softmax(-1)
     torch.testing.assert_close(row(twice) @ v, both @ torch.cat([v, v]))
+
+
+def test_every_head_masks_its_attention_by_the_graph():
+    q, k, v = (
+        torch.randn(2, 3, 4, 5, dtype=F64, generator=torch.Generator().manual_seed(i)) for i in range(3)
+    )
+    inputs = [x.requires_grad_() for x in (20 * q, 20 * k, v)]
+    q, k, v = inputs
+    support = Graph(EDGES, torch.rand(3, 6, dtype=F64) + 0.5, 4)
+    got = LAWS["row"](Pairwise(q, k) * support) @ v
+    want = (
+        torch.where(support.to_dense() > 0, q @ k.mT + support.to_dense().log(), -torch.inf).softmax(-1) @ v
+    )
+    torch.testing.assert_close(got, want)
+    for g, w in zip(*(torch.autograd.grad(x.sin().sum(), inputs) for x in (got, want)), strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-6, atol=1e-8)
+
+
+def test_packed_sets_mask_edges_between_sets():
+    x, t = points(), Tokens.of(4, batch=torch.tensor([0, 0, 1, 1]))
+    op = LAWS["row"](
+        Pairwise(x, x, targets=t, sources=t) * Graph(EDGES, None, 4, dtype=F64), targets=t, sources=t
+    )
+    allowed = Graph(EDGES, None, 4, dtype=F64).to_dense().bool() & t.same_set(t)
+    want = torch.where(allowed, (x @ x.mT).exp(), 0.0)
+    torch.testing.assert_close(op.to_dense(), want / want.sum(-1, keepdim=True).clamp(min=1e-30))

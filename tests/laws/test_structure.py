@@ -197,7 +197,7 @@ def test_a_padded_mass_fits_all_heads(law):
 
 
 def test_a_mass_that_fits_no_leading_dimension_is_an_error():
-    for shape, lead in (((2, 4), (3, 5)), ((2, 4), (3,)), ((3, 4), (3, 2, 2))):
+    for shape, lead in (((2, 4), (3, 5)), ((2, 4), (3,)), ((3, 4), (3, 2, 2)), ((3, 4), (1, 3))):
         op = LowRank(torch.rand(*lead, 4, 2), torch.rand(*lead, 4, 2))
         with pytest.raises(
             ValueError, match=r"law row: sources have masses of shape \(\d, 4\).*leading shape"

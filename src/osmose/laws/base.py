@@ -96,8 +96,8 @@ def _fitted(tokens: Tokens, op: Operator, what: str) -> Tokens:
         return tokens
     heads = len(given) == len(lead)  # (B, n) for (B, H, n, m)
     try:
-        torch.broadcast_shapes((*given[:-1], 1) if heads else given[:-1], lead)
-        fits = len(given) >= len(lead)
+        together = torch.broadcast_shapes((*given[:-1], 1) if heads else given[:-1], lead)
+        fits = together == lead if heads else len(given) > len(lead)
     except RuntimeError:
         fits = False
     if not fits:
