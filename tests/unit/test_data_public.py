@@ -168,7 +168,7 @@ def test_new_nodes_of_a_named_set(tmp_path):
     new = load_new(tmp_path / "some.npy", data.preprocessing)
     assert torch.equal(new.x, data.x[:40])
     assert new.edge_index.max() < 40
-    with pytest.raises(DataError, match="trained on digits, not on 'cora'"):
+    with pytest.raises(DataError, match="trained on 'digits', not on 'cora'"):
         load_new("cora", data.preprocessing)
     np.save(tmp_path / "narrow.npy", np.zeros((3, 5)))
     with pytest.raises(DataError, match=r"narrow.npy has 5 features; the model was trained on 64"):
