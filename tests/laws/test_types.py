@@ -41,6 +41,7 @@ def test_sums_are_wide_and_blocks_have_the_type_of_the_operator(op):
     assert op.row_sum().dtype == op.col_sum().dtype == torch.float32
     assert op.to_dense().dtype == op.rows(0).dtype == op.dtype == torch.bfloat16
     assert (op @ torch.rand(4, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert laws.row(op).mT.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("op", every_kind(), ids=repr)

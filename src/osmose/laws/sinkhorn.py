@@ -38,9 +38,9 @@ class Sinkhorn(Law):
         s, t = mass_of(sources, op), mass_of(targets, op)
         ratio = mass_ratio(targets, sources, op)
         a = _targets_only(reciprocal((op @ s.unsqueeze(-1)).squeeze(-1)), targets)
-        b = torch.ones_like(s)
+        b, back = torch.ones_like(s), op.mT
         for _ in range(self.iterations):
-            given = (op.mT @ (a * t).unsqueeze(-1)).squeeze(-1)
+            given = (back @ (a * t).unsqueeze(-1)).squeeze(-1)
             if not torch.compiler.is_compiling() and self._close(given * b, ratio, s):
                 break
             b = ratio * reciprocal(given)

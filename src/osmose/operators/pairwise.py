@@ -79,9 +79,15 @@ class Pairwise(Operator):
 
     @property
     def mT(self) -> Operator:  # noqa: N802
-        if self.shift is not None:
-            return super().mT
-        return Pairwise(self.k, self.q, self.kernel, targets=self.sources, sources=self.targets)
+        q, k, kernel = self.q, self.k, self.kernel
+        if self.shift is not None:  # the shift of a row is one more score coordinate
+            q, k, shift = q.to(self._wide), k.to(self._wide), self.shift.to(self._wide).unsqueeze(-1)
+            lead = torch.broadcast_shapes(q.shape[:-2], shift.shape[:-2])
+            q = torch.cat([q.expand(*lead, *q.shape[-2:]), -shift.expand(*lead, *shift.shape[-2:])], -1)
+            k, kernel = torch.cat([k, torch.ones_like(k[..., :1])], -1), CAPPED_EXP
+        out = Pairwise(k, q, kernel, targets=self.sources, sources=self.targets)
+        out._like = self._like
+        return out
 
     def _matmul(self, v: Tensor) -> Tensor:
         t, s = self.targets, self.sources
@@ -99,14 +105,7 @@ class Pairwise(Operator):
         return t.unsort(out)
 
     def _rmatmul(self, u: Tensor) -> Tensor:
-        if self.shift is None:
-            return self.mT._matmul(u)
-        # the shift of a row is one more score coordinate
-        q, k, shift = self.q.to(self._wide), self.k.to(self._wide), self.shift.to(self._wide).unsqueeze(-1)
-        lead = torch.broadcast_shapes(q.shape[:-2], shift.shape[:-2])
-        q = torch.cat([q.expand(*lead, *q.shape[-2:]), -shift.expand(*lead, *shift.shape[-2:])], -1)
-        k = torch.cat([k, k.new_ones(*k.shape[:-1], 1)], -1)
-        return Pairwise(k, q, CAPPED_EXP, targets=self.sources, sources=self.targets)._matmul(u)
+        return self.mT._matmul(u)
 
     def _entries(self, i: Tensor, j: Tensor) -> Tensor:
         return self._weights(self._scores(i, j), i, j)
