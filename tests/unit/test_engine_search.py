@@ -78,11 +78,24 @@ def test_search_resumes_to_the_same_trials(tmp_path: Path) -> None:
     assert whole["valid_accuracy"] == max(value for _, value in tried[0])
 
 
-@pytest.mark.usefixtures("small_space")
 def test_search_ends_when_every_setting_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = {name: values[:1] for name, values in searching.SPACE.items()} | {"lr": (1e-3, 1e-2)}
+    config = settings("mlp", epochs=3)
+    point = {"lr": config.train.lr, "weight_decay": config.train.weight_decay}
+    point |= {name: getattr(config.model, name) for name in ("dropout", "hidden", "layers")}
+    tiny = {name: (value,) for name, value in point.items()} | {"lr": (point["lr"], 0.5)}
     monkeypatch.setattr(searching, "SPACE", tiny)
     assert look(tmp_path / "a.db", 10, StopRequest(), Reporter(quiet=True))["trials"] == 2
+
+
+def test_a_recipe_outside_the_space_is_the_first_trial(tmp_path: Path) -> None:
+    config = settings("mlp", epochs=3)
+    config = replace(config, model=replace(config.model, hidden=7))
+    assert searching.search_space(config)["hidden"] == (*SPACE["hidden"], 7)
+    quiet = Reporter(quiet=True)
+    found = search(
+        config, blobs(), tmp_path / "a.db", trials=1, splits=1, seed=0, reporter=quiet, stop=StopRequest()
+    )
+    assert (found["settings"]["hidden"], found["settings"]["lr"]) == (7, config.train.lr)
 
 
 def test_settings_of_the_space_reach_the_run() -> None:

@@ -31,7 +31,8 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "hidden": (16, 32, 64, 128),
     "layers": (1, 2, 4, 8, 16),
 }
-"""The paper's grid, the learning rates of its released scripts, and what the baselines' recipes need."""
+"""The paper's grid, the learning rates of its released scripts, and what the baselines' recipes need. A recipe with
+values of its own adds them (`search_space`)."""
 
 _TRAIN = ("lr", "weight_decay")
 _SHORT = {"lr": "lr", "wd": "weight_decay", "drop": "dropout"}
@@ -61,12 +62,13 @@ def search(
 ) -> dict[str, Any]:
     """The best settings of `trials` different ones: {"settings", "valid_accuracy", "valid_loss", "trials"}.
 
-    Every finished trial is in the SQLite `database`; a search that was interrupted goes on where it stopped and gives
+    The first are those of `config`, the others are Optuna's choice from `search_space(config)`. Every finished trial is in the SQLite `database`; a search that was interrupted goes on where it stopped and gives
     the same result as one that was not. A trial whose loss is not finite counts, with accuracy 0.
     Raises Interrupted after a stop request.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     database.parent.mkdir(parents=True, exist_ok=True)
+    space = search_space(config)
     storage = optuna.storages.RDBStorage(f"sqlite:///{database}")
     try:
         study = optuna.create_study(
@@ -75,11 +77,11 @@ def search(
         for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.tell(left.number, state=TrialState.FAIL)
         begun = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.WAITING))
-        if not begun and (known := recipe_point(config)) is not None:
-            study.enqueue_trial(known)
-        while len(done := _complete(study)) < min(trials, _size()):
+        if not begun:
+            study.enqueue_trial(_point(config))
+        while len(done := _complete(study)) < min(trials, _size(space)):
             study.sampler = optuna.samplers.TPESampler(seed=seed * 100_003 + len(done))
-            trial = _ask_new(study, done, seed)
+            trial = _ask_new(study, space, done, seed)
             title = f"{config.data.source} {config.model.name} trial {len(done) + 1} of {trials}"
             try:
                 accuracy, loss = _validation(
@@ -103,10 +105,16 @@ def search(
         storage.engine.dispose()
 
 
-def recipe_point(config: RunConfig) -> dict[str, Any] | None:
-    """The settings of `config` as a point of the space: every model's first trial; None where it lies outside."""
-    point = {name: getattr(config.train if name in _TRAIN else config.model, name) for name in SPACE}
-    return point if all(value in SPACE[name] for name, value in point.items()) else None
+def search_space(config: RunConfig) -> dict[str, tuple[Any, ...]]:
+    """SPACE with the values of `config` added where it has others, so that every recipe can be the first trial."""
+    point = _point(config)
+    return {
+        name: values if point[name] in values else (*values, point[name]) for name, values in SPACE.items()
+    }
+
+
+def _point(config: RunConfig) -> dict[str, Any]:
+    return {name: getattr(config.train if name in _TRAIN else config.model, name) for name in SPACE}
 
 
 def describe(settings: dict[str, Any]) -> str:
@@ -142,21 +150,23 @@ def _complete(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
-def _size() -> int:
-    return math.prod(len(values) for values in SPACE.values())
+def _size(space: dict[str, tuple[Any, ...]]) -> int:
+    return math.prod(len(values) for values in space.values())
 
 
-def _ask_new(study: optuna.Study, done: list[FrozenTrial], seed: int) -> Trial:
+def _ask_new(
+    study: optuna.Study, space: dict[str, tuple[Any, ...]], done: list[FrozenTrial], seed: int
+) -> Trial:
     """A trial with settings that were not tried before: the sampler's proposal, else a random one."""
-    space: dict[str, BaseDistribution] = {
-        name: CategoricalDistribution(values) for name, values in SPACE.items()
+    distributions: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(values) for name, values in space.items()
     }
-    tried = {tuple(entry.params[name] for name in SPACE) for entry in done}
-    trial = study.ask(fixed_distributions=space)
-    if tuple(trial.params[name] for name in SPACE) not in tried:
+    tried = {tuple(entry.params[name] for name in space) for entry in done}
+    trial = study.ask(fixed_distributions=distributions)
+    if tuple(trial.params[name] for name in space) not in tried:
         return trial
     study.tell(trial, state=TrialState.FAIL)
-    left = [entry for entry in itertools.product(*SPACE.values()) if entry not in tried]
+    left = [entry for entry in itertools.product(*space.values()) if entry not in tried]
     chosen = random.Random(seed * 100_003 + len(done)).choice(left)
-    study.enqueue_trial(dict(zip(SPACE, chosen, strict=True)))
-    return study.ask(fixed_distributions=space)
+    study.enqueue_trial(dict(zip(space, chosen, strict=True)))
+    return study.ask(fixed_distributions=distributions)
