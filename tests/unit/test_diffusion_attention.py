@@ -95,6 +95,22 @@ class TestAgainstTheReference:
         self.check(q, k, v, options)
 
 
+@pytest.mark.parametrize("kernel", ["simple", "sigmoid"])
+@pytest.mark.parametrize("normalization", ["row", "frobenius"])
+@pytest.mark.parametrize("size", [1e-6, 1e-14, 1e-18])
+def test_small_queries_and_keys_keep_their_gradients(kernel, normalization, size):
+    """Weight decay shrinks what a norm makes scale-free; in float32 its gradient, 1 / size, must stay finite."""
+
+    def gradients(dtype):
+        q, k, v = (x.detach().to(dtype) for x in points(7, 7))
+        q, k = ((x * size).requires_grad_() for x in (q, k))
+        diffusion_attention(q, k, v, kernel=kernel, normalization=normalization).square().sum().backward()
+        return [x.grad.double() * size for x in (q, k)]
+
+    for single, double in zip(gradients(torch.float32), gradients(torch.float64), strict=True):
+        torch.testing.assert_close(single, double, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("options", LAWFUL, ids=name)
 class TestLaws:
     def test_a_token_of_mass_zero_is_absent(self, options):

@@ -46,4 +46,5 @@ def pool(squares_BHS: Tensor, scope: str, joint_heads: bool) -> Tensor:
 def inverse_norm(squares: Tensor) -> Tensor:
     """``1 / sqrt(squares)``, and 0 with gradient 0 where there is nothing to scale."""
     empty = squares <= torch.finfo(squares.dtype).tiny
-    return torch.where(empty, 0.0, squares.masked_fill(empty, 1.0).rsqrt())
+    # not rsqrt: its gradient, the power -3/2, overflows long before the root does
+    return torch.where(empty, 0.0, squares.masked_fill(empty, 1.0).sqrt().reciprocal())
