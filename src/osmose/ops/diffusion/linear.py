@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .call import Call
 from .sweeps import apply_moments, no_direction, project, source_backward, target_backward
@@ -51,7 +52,7 @@ def simple_attention(
     ``H S (d + 1)(c + 1)`` where they are smaller than half the output (else backward computes them again).
     The second derivative is not provided and raises.
     """
-    return _forward(q, k, v, q_ptr, k_ptr, mass, present, q_scale, k_scale)[0]
+    return _SimpleAttention.apply(q, k, v, q_ptr, k_ptr, mass, present, q_scale, k_scale)
 
 
 @torch.library.custom_op("osmose::simple_attention", mutates_args=())
@@ -153,24 +154,23 @@ def _(
     return _empty_gradients(q, k, v, q_ptr, learned_mass, q_scale)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)  # of the results beside the output nobody asks for gradients
-    ctx.save_for_backward(*inputs, *output)
+class _SimpleAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        results = _forward(*inputs)
+        ctx.save_for_backward(*inputs, *results)
+        return results[0]
 
-
-def _autograd(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 9
-    saved = ctx.saved_tensors
-    scales = saved[7:9]
-    learned_mass = ctx.needs_input_grad[5]
-    dq, dk, dv, d_mass, d_scale = _backward(grad, *saved, learned_mass)
-    # the sums of q~ . dL/dq~ and of k~ . dL/dk~ are one number, linear in the scale of either side
-    d_scales = (None if s is None else torch.where(s > 0, d_scale / s, 0.0).to(s.dtype) for s in scales)
-    return dq, dk, dv, None, None, d_mass if learned_mass else None, None, *d_scales
-
-
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        scales = saved[7:9]
+        learned_mass = ctx.needs_input_grad[5]
+        dq, dk, dv, d_mass, d_scale = _backward(grad, *saved, learned_mass)
+        # the sums of q~ . dL/dq~ and of k~ . dL/dk~ are one number, linear in the scale of either side
+        d_scales = (None if s is None else torch.where(s > 0, d_scale / s, 0.0).to(s.dtype) for s in scales)
+        return dq, dk, dv, None, None, d_mass if learned_mass else None, None, *d_scales
 
 
 def _empty_results(
