@@ -43,7 +43,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     dropped = round(p * 2**16)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     draws = words.view(torch.int16)[: x.numel()].view(x.shape)
-    return x * ((draws >= dropped - 2**15) * (1 / (1 - dropped / 2**16))).to(x.dtype)
+    kept = torch.ge(draws, dropped - 2**15, out=torch.empty(x.shape, dtype=x.dtype))
+    return x * kept.mul_(1 / (1 - dropped / 2**16))
 
 
 def check_input(
