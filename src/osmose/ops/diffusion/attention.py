@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ...operators.streaming import SIGMOID, pairwise_product
 from ...tokens import Tokens, check_pair
+from ..layout import Layout
 from .causal import causal_simple_attention
-from .layout import Layout
 from .linear import simple_attention
 from .normalize import (
     NORMALIZATIONS,

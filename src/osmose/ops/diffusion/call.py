@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .blocks import Block, Group, block_rows, plan
-from .sweeps import Moments, Workspace, add_moments, no_direction, unit_scale
+from ..blocks import Block, Group, Workspace, block_rows, plan
+from .sweeps import Moments, add_moments, no_direction, unit_scale
 
 
 class Call:

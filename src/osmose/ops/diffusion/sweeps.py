@@ -16,22 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .blocks import Block
-
-
-class Workspace:
-    """Block buffers, made once for a sweep. Rows begin at multiples of 64 bytes."""
-
-    def __init__(self, like: Tensor, lead: tuple[int, ...], rows: int, dtype: torch.dtype):
-        self.like, self.lead, self.rows, self.dtype = like, lead, rows, dtype
-        self.buffers: dict[str, Tensor] = {}
-
-    def get(self, name: str, rows: int, width: int) -> Tensor:
-        """An uninitialised ``(..., rows, width)``."""
-        if name not in self.buffers:
-            shape = (*self.lead, self.rows, -(-width // 16) * 16)
-            self.buffers[name] = self.like.new_empty(shape, dtype=self.dtype)
-        return self.buffers[name][..., :rows, :width]
+from ..blocks import Block, Workspace, add_product, pieces, product
 
 
 class Moments:
@@ -94,12 +79,12 @@ def add_moments(
 ) -> None:
     """Add ``sum_j m_j [k~_j, 1]^T [v_j, 1]`` of every piece to its set's moments, or write it if pieces are ``whole`` sets."""
     keys = _extended(k, scale, mass, work)
-    for s, kp, vp in zip(block.sets, _pieces(keys, block), _pieces(v, block), strict=True):
+    for s, kp, vp in zip(block.sets, pieces(keys, block), pieces(v, block), strict=True):
         if whole:
-            _product(kp.mT, vp, moments.values[s])
+            product(kp.mT, vp, moments.values[s])
             torch.sum(kp, -2, out=moments.sums[s])
         else:
-            _add_product(moments.values[s], kp.mT, vp)
+            add_product(moments.values[s], kp.mT, vp)
             moments.sums[s].add_(kp.sum(-2))
 
 
@@ -117,16 +102,16 @@ def apply_moments(
     """Write ``a_i = (sum m v + S^T q~_i) / (total + z . q~_i)`` and the inverse of its denominator."""
     d = q.shape[-1]
     column = inverse.unsqueeze(-1)
-    for s, qp, ip in zip(block.sets, _pieces(q, block), _pieces(column, block), strict=True):
-        _product(qp, moments.key_sum[s], ip)
+    for s, qp, ip in zip(block.sets, pieces(q, block), pieces(column, block), strict=True):
+        product(qp, moments.key_sum[s], ip)
     inverse.mul_(scale).add_(total).reciprocal_().nan_to_num_(torch.nan, 0.0, 0.0)
     if keep is not None:
         inverse.mul_(keep)
     queries = work.get("extended", q.shape[-2], d + 1)
     torch.mul(q, (scale * inverse).unsqueeze(-1), out=queries[..., :d])
     queries[..., d] = inverse
-    for s, qp, op in zip(block.sets, _pieces(queries, block), _pieces(out, block), strict=True):
-        _product(qp, moments.values[s], op)
+    for s, qp, op in zip(block.sets, pieces(queries, block), pieces(out, block), strict=True):
+        product(qp, moments.values[s], op)
 
 
 def target_backward(
@@ -149,11 +134,11 @@ def target_backward(
     torch.mul(grad, factor.unsqueeze(-1), out=grads[..., :c])
     torch.mul(h.neg_(), factor, out=grads[..., c])
     norm = scale.reciprocal().expand(q.shape[:-1]).unsqueeze(-1)
-    parts = (_pieces(x, block) for x in (q, grads, norm, dq))
+    parts = (pieces(x, block) for x in (q, grads, norm, dq))
     for s, qp, gp, np, dqp in zip(block.sets, *parts, strict=True):
-        _product(gp, moments.keys[s].mT, dqp)
-        _add_product(d_moments.keys[s], qp.mT, gp)
-        _add_product(d_moments.last[s], np.mT, gp)
+        product(gp, moments.keys[s].mT, dqp)
+        add_product(d_moments.keys[s], qp.mT, gp)
+        add_product(d_moments.last[s], np.mT, gp)
 
 
 def source_backward(
@@ -169,10 +154,10 @@ def source_backward(
 ) -> None:
     """Write ``dL/dv`` and, not yet multiplied by ``m_j w_j``, ``dL/dk~``, from ``dL/dmoments``."""
     keys = _extended(k, scale, mass, work)
-    parts = (_pieces(x, block) for x in (keys, v, dk, dv))
+    parts = (pieces(x, block) for x in (keys, v, dk, dv))
     for s, kp, vp, dkp, dvp in zip(block.sets, *parts, strict=True):
-        _product(kp, d_moments.values[s], dvp)
-        _product(vp, d_moments.product[s].mT, dkp, d_moments.key_sum[s].mT)
+        product(kp, d_moments.values[s], dvp)
+        product(vp, d_moments.product[s].mT, dkp, d_moments.key_sum[s].mT)
 
 
 def project(x: Tensor, scale: Tensor, dx: Tensor, work: Workspace) -> None:
@@ -188,25 +173,3 @@ def _extended(x: Tensor, scale: Tensor, mass: Tensor | None, work: Workspace) ->
     torch.mul(x, (scale if mass is None else scale * mass).unsqueeze(-1), out=y[..., :d])
     y[..., d] = 1.0 if mass is None else mass
     return y
-
-
-def _pieces(x: Tensor, block: Block) -> tuple[Tensor, ...]:
-    return (x,) if len(block.sizes) == 1 else x.split(block.sizes, -2)
-
-
-def _product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
-    """``out = a b (+ bias)``; heads one by one on a CPU, whose batched product is slow on strided operands."""
-    if out.ndim == 3 and out.device.type == "cpu":
-        for h in range(len(out)):
-            _product(a[h], b[h], out[h], None if bias is None else bias[h])
-    elif bias is not None:
-        (torch.addmm if out.ndim == 2 else torch.baddbmm)(bias, a, b, out=out)
-    else:
-        (torch.mm if out.ndim == 2 else torch.bmm)(a, b, out=out)
-
-
-def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    if out.ndim == 2:
-        out.addmm_(a, b)
-    else:
-        out.baddbmm_(a, b)

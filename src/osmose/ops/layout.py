@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...tokens import Tokens
+from ..tokens import Tokens
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How the fast path cuts packed sets into blocks of rows that stay in cache."""
+"""How fast paths cut packed sets into blocks of rows that stay in cache, and the buffers and products of a block."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+
+import torch
+from torch import Tensor
 
 BLOCK_BYTES = 1 << 20  # one operand of a block on a CPU, half of a second-level cache
 BLOCK_BYTES_GPU = 1 << 27
@@ -65,3 +68,42 @@ def _blocks(bounds: tuple[int, ...], first: int, last: int, rows: int) -> tuple[
         return (Block(start, stop, sets, sizes),) if sets else ()
     cuts = [*range(start, stop, rows), stop]
     return tuple(Block(a, b, (0,), (b - a,)) for a, b in pairwise(cuts))
+
+
+class Workspace:
+    """Block buffers, made once for a sweep. Rows begin at multiples of 64 bytes."""
+
+    def __init__(self, like: Tensor, lead: tuple[int, ...], rows: int, dtype: torch.dtype):
+        self.like, self.lead, self.rows, self.dtype = like, lead, rows, dtype
+        self.buffers: dict[str, Tensor] = {}
+
+    def get(self, name: str, rows: int, width: int) -> Tensor:
+        """An uninitialised ``(..., rows, width)``."""
+        if name not in self.buffers:
+            shape = (*self.lead, self.rows, -(-width // 16) * 16)
+            self.buffers[name] = self.like.new_empty(shape, dtype=self.dtype)
+        return self.buffers[name][..., :rows, :width]
+
+
+def pieces(x: Tensor, block: Block) -> tuple[Tensor, ...]:
+    """The rows ``(..., L, c)`` of a block set by set."""
+    return (x,) if len(block.sizes) == 1 else x.split(block.sizes, -2)
+
+
+def product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
+    """``out = a b (+ bias)``; heads one by one on a CPU, whose batched product is slow on strided operands."""
+    if out.ndim == 3 and out.device.type == "cpu":
+        for h in range(len(out)):
+            product(a[h], b[h], out[h], None if bias is None else bias[h])
+    elif bias is not None:
+        (torch.addmm if out.ndim == 2 else torch.baddbmm)(bias, a, b, out=out)
+    else:
+        (torch.mm if out.ndim == 2 else torch.bmm)(a, b, out=out)
+
+
+def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """``out += a b``"""
+    if out.ndim == 2:
+        out.addmm_(a, b)
+    else:
+        out.baddbmm_(a, b)
