@@ -150,6 +150,16 @@ class Tokens:
         total = self.total(x).unsqueeze(-1)
         return self.sum(x) / torch.where(total > 0, total, 1.0)
 
+    def amax(self, x: Tensor) -> Tensor:
+        """Largest value of each set, channel by channel, in the shape of :meth:`sum`; -inf for a set with no mass."""
+        if self.mass is not None:
+            x = torch.where(self.mass.unsqueeze(-1) > 0, x, -torch.inf)
+        if self.batch is None:
+            return x.amax(-2) if self.n else x.new_full((*x.shape[:-2], x.shape[-1]), -torch.inf)
+        out = x.new_full((*x.shape[:-2], self.num_sets, x.shape[-1]), -torch.inf)
+        index = self.batch.unsqueeze(-1).expand_as(x)
+        return out.scatter_reduce(-2, index, x, "amax")
+
     def spread(self, s: Tensor) -> Tensor:
         """A value of each set to each of its tokens: ``(..., c)`` to ``(..., 1, c)``, packed ``(..., S, c)`` to ``(..., n, c)``."""
         return s.unsqueeze(-2) if self.batch is None else s.index_select(-2, self.batch)

@@ -116,7 +116,7 @@ def _largest(x: Tensor) -> float:
     return float(x.abs().max()) if x.numel() else 0.0
 
 
-def mass_of(tokens: Tokens, op: Operator) -> Tensor:
+def mass_of(tokens: Tokens, op: Operator | Tensor) -> Tensor:
     """The masses ``(..., n)`` as a tensor that multiplies with the operator's sums."""
     wide = torch.promote_types(op.dtype, torch.float32)
     if tokens.mass is None:
@@ -134,7 +134,7 @@ def reciprocal(x: Tensor, power: float = 1.0, *, signed: bool = False) -> Tensor
     return torch.where(torch.isfinite(x), out, torch.nan)
 
 
-def mass_ratio(of: Tokens, at: Tokens, op: Operator) -> Tensor:
+def mass_ratio(of: Tokens, at: Tokens, op: Operator | Tensor) -> Tensor:
     """Total mass of ``of`` over total mass of ``at``, set by set, at the tokens of ``at``."""
     like = mass_of(at, op)
     ratio = of.total(like) * reciprocal(at.total(like))

@@ -1,0 +1,4 @@
+"""Flow-Attention (Flowformer)."""
+
+from .reference import flow_attention_reference
+from .settings import PRESETS, FlowSettings
