@@ -71,17 +71,25 @@ def _blocks(bounds: tuple[int, ...], first: int, last: int, rows: int) -> tuple[
 
 
 class Workspace:
-    """Block buffers, made once for a sweep. Rows begin at multiples of 64 bytes."""
+    """Block buffers, made once for a sweep. Rows begin at multiples of 64 bytes.
 
-    def __init__(self, like: Tensor, lead: tuple[int, ...], rows: int, dtype: torch.dtype):
+    ``rows_first`` lays a buffer out as ``(rows, lead, width)``, as token-major points are: what is computed elementwise
+    then runs over memory without a break.
+    """
+
+    def __init__(
+        self, like: Tensor, lead: tuple[int, ...], rows: int, dtype: torch.dtype, rows_first: bool = False
+    ):
         self.like, self.lead, self.rows, self.dtype = like, lead, rows, dtype
+        self.rows_first = rows_first
         self.buffers: dict[str, Tensor] = {}
 
     def get(self, name: str, rows: int, width: int) -> Tensor:
         """An uninitialised ``(..., rows, width)``."""
         if name not in self.buffers:
-            shape = (*self.lead, self.rows, -(-width // 16) * 16)
-            self.buffers[name] = self.like.new_empty(shape, dtype=self.dtype)
+            shape = (self.rows, *self.lead) if self.rows_first else (*self.lead, self.rows)
+            buffer = self.like.new_empty((*shape, -(-width // 16) * 16), dtype=self.dtype)
+            self.buffers[name] = buffer.movedim(0, -2) if self.rows_first else buffer
         return self.buffers[name][..., :rows, :width]
 
 

@@ -101,7 +101,7 @@ class _Call:
         heads, self.d, self.c = q.shape[0], q.shape[-1], v.shape[-1]
         rows = block_rows(heads, max(self.d, self.c), dtype.itemsize, q.device.type)
         rows = min(rows, max(q.shape[1], k.shape[1], 1))
-        work = Workspace(q, (heads,), rows, dtype)
+        work = Workspace(q, (heads,), rows, dtype, rows_first=q.stride(0) < q.stride(1))
         phi = FEATURES[feature] if feature else IDENTITY
         self.targets, self.sources = Side(q, q_mass, phi, work), Side(k, k_mass, phi, work)
         self.groups = plan(tuple(q_ptr.tolist()), tuple(k_ptr.tolist()), rows)
@@ -205,6 +205,10 @@ def _forward(
             q, k, v, q_ptr, k_ptr, q_mass, k_mass,
             feature, clamp, mean_weight, sink_correction, source_correction, eps, in_factors,
         )  # fmt: skip
+        if v.shape[-1] == q.shape[-1] and results[0].dtype == call.targets.work.dtype:
+            call.targets.room = results[
+                0
+            ]  # until the output is written, features of the targets stand in its place
         for group in call.groups:
             _forward_group(call, group, v, *results[:-1], call.room(group, results[-1]))
     return results
@@ -229,13 +233,13 @@ def _forward_group(
     per_T, per_S = (safe_inverse(x).unsqueeze(-1) for x in (T, S))
     for side, mean in zip(sides, (q_mean, k_mean), strict=True):
         for rows in call.blocks(group, side):
-            rows.add_sum(rows.features()[1], rows.mass, mean)
+            rows.add_sum(rows.new_features(), rows.mass, mean)
     q_mean *= per_T
     k_mean *= per_S
     seen = (call.with_eps(k_mean, per_S[..., 0]), call.with_eps(q_mean, per_T[..., 0]))
     for side, inverse, (vector, constant), mean in zip(sides, (taken, given), seen, (B, A), strict=True):
         for rows in call.blocks(group, side):
-            _, y = rows.features()
+            y = rows.known_features()
             flow = rows.dot(y, vector).add_(rows.at(constant))
             inverse[:, rows.span] = rows.present(safe_inverse(flow))
             rows.add_sum(y, rows.weigh(inverse[:, rows.span]), mean)
@@ -244,10 +248,11 @@ def _forward_group(
     log_sums[of] = call.compete(group, v, B, logits, carried)
     vector, constant = call.with_eps(A, call.ratio[of])
     for rows in call.blocks(group, call.targets):
-        _, y = rows.features()
+        y = rows.known_features()
         s = rows.dot(y, vector).add_(rows.at(constant)).mul_(rows.at(call.sink_factor[of]))
         sinks[:, rows.span] = s
-        y.mul_(s.sigmoid_().mul_(taken[:, rows.span]).unsqueeze(-1))
+        open_ = s.sigmoid_().mul_(taken[:, rows.span]).unsqueeze(-1)
+        y = torch.mul(y, open_, out=call.targets.work.get("features", *y.shape[-2:]))
         x = rows.slot("results", out)
         for i, (yp, xp) in rows.by_set(y, x):
             product(yp, carried[i], xp)

@@ -44,6 +44,18 @@ class Rows:
         self.side.feature.write(x, y)
         return x, y
 
+    def new_features(self) -> Tensor:
+        """Features to read only, kept for :meth:`known_features` where there is room."""
+        room = self.side.room
+        if room is None:
+            return self.features()[1]
+        self.side.feature.write(self.load("points", self.side.x), room[:, self.span])
+        return room[:, self.span]
+
+    def known_features(self) -> Tensor:
+        """What :meth:`new_features` of this block gave, or the same again."""
+        return self.features()[1] if self.side.room is None else self.side.room[:, self.span]
+
     def slot(self, name: str, x: Tensor) -> Tensor:
         """Where to compute rows of a result: in place, or in a buffer if the result is in half precision."""
         rows = x[:, self.span]
@@ -67,9 +79,10 @@ class Rows:
 
     def dot(self, y: Tensor, vectors: Tensor) -> Tensor:
         """``y_i . u`` with the vector ``u`` of the token's set, ``(G, H, d)`` to ``(H, L)``."""
-        if self.ids is None:
-            return torch.bmm(y, vectors[self.block.sets[0]].unsqueeze(-1)).squeeze(-1)
-        return (y * vectors[self.ids].transpose(0, 1)).sum(-1)
+        s = self.block.sets[0]
+        u = vectors[s].unsqueeze(-2) if self.ids is None else vectors[self.ids].transpose(0, 1)
+        # faster than a product with a column
+        return torch.mul(y, u, out=self.side.work.get("products", *y.shape[-2:])).sum(-1)
 
     def add_sum(self, y: Tensor, weight: Tensor | None, out: Tensor, shift: float = 0.0) -> None:
         """``out (G, H, d) += sum_i w_i (y_i + shift)`` for every set; ``weight (H, L)`` or ``(L,)``."""
@@ -120,10 +133,12 @@ class Rows:
 
 
 class Side:
-    """Targets or sources: points ``(H, N, d)``, masses ``(N,)`` or None, and the feature map."""
+    """Targets or sources: points ``(H, N, d)``, masses ``(N,)`` or None, the feature map, and room for features."""
 
-    def __init__(self, x: Tensor, mass: Tensor | None, feature: Feature, work: Workspace):
-        self.x, self.feature, self.work = x, feature, work
+    def __init__(
+        self, x: Tensor, mass: Tensor | None, feature: Feature, work: Workspace, room: Tensor | None = None
+    ):
+        self.x, self.feature, self.work, self.room = x, feature, work, room
         self.mass = None if mass is None else mass.clamp(min=0).to(work.dtype)
         absent = None if mass is None else mass <= 0
         self.absent = absent if absent is not None and bool(absent.any()) else None
