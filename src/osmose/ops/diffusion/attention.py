@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ...operators.streaming import SIGMOID, pairwise_product
-from ...tokens import Tokens, check_pair
+from ...tokens import Tokens
+from ..arguments import both_tokens, check_points, check_same_sets, shapes, spread_heads
 from ..layout import Layout
 from .causal import causal_simple_attention
 from .linear import simple_attention
@@ -75,15 +76,12 @@ def diffusion_attention(
     """
     _check(q, k, v, kernel, normalization, scope, causal)
     flat = q.ndim == 2
-    if flat:
-        q, k, v = q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)
-    lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
-    q, k, v = (x.expand(*lead, *x.shape[-2:]) for x in (q, k, v))
-    sources_, targets_ = _tokens(q, k, sources, targets)
-    if not lead.numel():
-        return v.new_zeros(*lead, q.shape[-2], v.shape[-1])
+    q, k, v = spread_heads(q, k, v)
+    sources_, targets_ = both_tokens("diffusion_attention", q, k, sources, targets)
+    if not q.shape[:-2].numel():
+        return v.new_zeros(*q.shape[:-1], v.shape[-1])
     if causal:
-        _check_same_sets(sources_, targets_)
+        check_same_sets("diffusion_attention", sources_, targets_)
         out = causal_simple_attention(
             q, k, v, sources=sources_, targets=targets_, unit=normalization == "row"
         )
@@ -177,38 +175,6 @@ def _sigmoid(
     return out.to(v.dtype)
 
 
-def _tokens(q: Tensor, k: Tensor, sources: Tokens | None, targets: Tokens | None) -> tuple[Tokens, Tokens]:
-    """Both sides, with masses of shape ``(n,)`` where packed, else ``(..., 1 or H, n)``."""
-    n, m = q.shape[-2], k.shape[-2]
-    targets, sources = targets or Tokens(n), sources or Tokens(m)
-    check_pair("diffusion_attention", targets, sources, n, m)
-    return _with_heads("sources", sources, q), _with_heads("targets", targets, q)
-
-
-def _with_heads(name: str, tokens: Tokens, q: Tensor) -> Tokens:
-    mass = tokens.mass
-    if mass is None or (mass.ndim == 1 and tokens.packed):
-        return tokens
-    lead = q.shape[:-2]
-    shaped = mass.unsqueeze(-2) if mass.ndim == q.ndim - 2 else mass
-    fits = mass.ndim in (1, q.ndim - 2, q.ndim - 1) and not tokens.packed
-    if not fits or any(a not in (1, b) for a, b in zip(shaped.shape[-2::-1], lead[::-1], strict=False)):
-        expected = f"({tokens.n},)" if tokens.packed else f"({tokens.n},) or {(*lead[:-1], tokens.n)}"
-        raise ValueError(
-            f"diffusion_attention: {name} have a mass of shape {tuple(mass.shape)} but q has leading shape "
-            f"{tuple(lead)} (the last of them heads); expected {expected}."
-        )
-    return tokens.with_mass(shaped)
-
-
-def _check_same_sets(sources: Tokens, targets: Tokens) -> None:
-    if sources.batch is not None and targets.batch is not None and not sources.batch.equal(targets.batch):
-        raise ValueError(
-            "diffusion_attention: causal=True with targets and sources of different sets; 'earlier' is defined for one "
-            "sequence of tokens only: pass the same Tokens as targets and sources."
-        )
-
-
 def _check(
     q: Tensor, k: Tensor, v: Tensor, kernel: str, normalization: str, scope: str, causal: bool
 ) -> None:
@@ -219,27 +185,9 @@ def _check(
     ):
         if value not in known:
             raise ValueError(f"diffusion_attention: {name} is {value!r}; expected one of {', '.join(known)}.")
-    if not q.ndim == k.ndim == v.ndim >= 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
-        raise ValueError(
-            f"diffusion_attention: {_shapes(q, k, v)}; expected (..., H, n, d), (..., H, m, d), (..., H, m, c), "
-            "or two dimensions each."
-        )
-    if q.shape[:-2] != k.shape[:-2] or q.shape[:-2] != v.shape[:-2]:
-        for sizes in zip(q.shape[:-2], k.shape[:-2], v.shape[:-2], strict=True):
-            if len(set(sizes) - {1}) > 1:
-                raise ValueError(
-                    f"diffusion_attention: {_shapes(q, k, v)}; expected leading dimensions that are equal or 1."
-                )
-    if not q.is_floating_point() or not q.dtype == k.dtype == v.dtype:
-        raise ValueError(
-            f"diffusion_attention: q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}; expected one float type for all."
-        )
+    check_points("diffusion_attention", q, k, v)
     if causal and (kernel != "simple" or normalization == "frobenius" or q.shape[-2] != k.shape[-2]):
         raise ValueError(
             f"diffusion_attention: causal=True with kernel={kernel!r}, normalization={normalization!r} and "
-            f"{_shapes(q, k, v)}; expected the simple kernel, normalization row or none, and as many sources as targets."
+            f"{shapes(q, k, v)}; expected the simple kernel, normalization row or none, and as many sources as targets."
         )
-
-
-def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
-    return f"q has shape {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"

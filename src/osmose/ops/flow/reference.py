@@ -82,8 +82,10 @@ def flow_attention_reference(
     if settings.competition == "heads":
         weight = c.softmax(-2) * S_j
     else:
-        e = (c - c.amax(-1, keepdim=True)).exp()
-        share = e * _inverse((of_rivals @ e.unsqueeze(-1)).squeeze(-1))
+        log_mass = torch.where(of_rivals > 0, of_rivals, 1.0).log().masked_fill(of_rivals == 0, -1e30)
+        totals = torch.logsumexp(c.unsqueeze(-2) + log_mass, -1)
+        some = totals > -1e29
+        share = torch.where(some, (c - torch.where(some, totals, 0.0)).exp(), 0.0)
         weight = share * S_j if settings.mean_weight else share
     alpha = torch.sigmoid(s)
     flow = of_sources * (q @ k.mT)

@@ -157,5 +157,5 @@ class Side:
 
 
 def safe_inverse(x: Tensor) -> Tensor:
-    """``1 / x``, and 0 where x is not positive."""
-    return torch.where(x > 0, x.reciprocal(), 0.0)
+    """``1 / x``, and 0 with gradient 0 where x is not positive."""
+    return torch.where(x > 0, torch.where(x > 0, x, 1.0).reciprocal(), 0.0)
