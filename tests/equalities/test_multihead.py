@@ -28,7 +28,10 @@ def masks_of(draw, lead, n, m, kind):
     padding = draw(st.sampled_from([None, "ragged"]))
     pairs = draw(st.sampled_from([None, "(n, m)", "(B H, n, m)"]))
     out = []
-    for which, shape in ((padding, (*lead, m)), (pairs, (n, m) if pairs == "(n, m)" else ((*lead, 1)[0] * H, n, m))):
+    for which, shape in (
+        (padding, (*lead, m)),
+        (pairs, (n, m) if pairs == "(n, m)" else ((*lead, 1)[0] * H, n, m)),
+    ):
         hidden = torch.rand(shape) < 0.4
         hidden[..., 0] = False
         additive = torch.randn(shape, dtype=F64).masked_fill(hidden, -torch.inf)
@@ -186,7 +189,7 @@ def test_a_replaced_encoder_is_the_encoder(training, mask, padding):
     ours = spread(nn.TransformerEncoder(layer, 2)).train(training)
     assert replace_attention(ours, "softmax") == ["layers.0.self_attn", "layers.1.self_attn"]
     x = torch.randn(B, N, E)
-    mask = {None: None, "bool": CAUSAL == -torch.inf, "float": CAUSAL}[mask]
+    mask = {None: None, "bool": CAUSAL.isneginf(), "float": CAUSAL}[mask]
     additive = torch.zeros(B, N).masked_fill(PADDING, -torch.inf)
     padding = {None: None, "bool": PADDING, "float": additive}[padding]
     with torch.set_grad_enabled(training):

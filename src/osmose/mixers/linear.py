@@ -5,11 +5,13 @@ Shapes: as in table.py; ``r`` features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..operators import LowRank
+from ..ops.arguments import spread_heads
 from ..ops.diffusion.causal import prefix_product
 from ..tokens import Tokens
 from .sides import both_sides
@@ -41,9 +43,7 @@ def linear_attention(
 
     Source: Katharopoulos et al., ICML 2020, arXiv:2006.16236.
     """
-    wide = torch.promote_types(q.dtype, torch.float32)
-    q, k = F.elu(q.to(wide)) + 1.0, F.elu(k.to(wide)) + 1.0
-    return _mean_by_features("linear_attention", q, k, v, targets, sources, causal)
+    return _mean_by_features("linear_attention", _positive, q, k, v, targets, sources, causal)
 
 
 def mean_attention(
@@ -59,13 +59,12 @@ def mean_attention(
 
     Arguments, result and errors as in :func:`linear_attention`; time ``(n + m) c`` a head.
     """
-    wide = torch.promote_types(q.dtype, torch.float32)
-    q, k = torch.ones_like(q[..., :1], dtype=wide), torch.ones_like(k[..., :1], dtype=wide)
-    return _mean_by_features("mean_attention", q, k, v, targets, sources, causal)
+    return _mean_by_features("mean_attention", _one, q, k, v, targets, sources, causal)
 
 
 def _mean_by_features(
     what: str,
+    feature: Callable[[Tensor], Tensor],
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -73,23 +72,39 @@ def _mean_by_features(
     sources: Tokens | None,
     causal: bool,
 ) -> Tensor:
-    """The law ``row`` on ``q k^T`` for features ``(..., H, n, r)``, with the row sums as one more column of values."""
-    targets, sources = both_sides(what, q, k, targets, sources, causal)
+    """The law ``row`` on ``phi(q) phi(k)^T``, with the row sums as one more column of values."""
+    targets, sources = both_sides(what, q, k, v, targets, sources, causal)
+    flat, dtype, wide = q.ndim == 2, v.dtype, torch.promote_types(v.dtype, torch.float32)
     with torch.autocast(v.device.type, enabled=False):
-        values = F.pad(v.to(q.dtype), (0, 1), value=1.0)
+        q, k, v = spread_heads(feature(q.to(wide)), feature(k.to(wide)), v.to(wide))
+        values = F.pad(v, (0, 1), value=1.0)
         if sources.mass is not None:
-            mass = sources.mass.to(q.dtype).unsqueeze(-1)
+            mass = sources.mass.to(wide).unsqueeze(-1)
             k, values = torch.where(mass > 0, k, 0.0), torch.where(mass > 0, mass * values, 0.0)
         if targets.mass is not None:
             q = torch.where(targets.mass.unsqueeze(-1) > 0, q, 0.0)
-        if causal and targets.packed:
-            parts = zip(
-                *(sources.sort(x).split(sources.sizes.tolist(), -2) for x in (q, k, values)), strict=True
-            )
-            sums = sources.unsort(torch.cat([prefix_product(*part) for part in parts], -2))
-        elif causal:
-            sums = prefix_product(q, k, values)
+        carry = prefix_product if causal else _product
+        if targets.packed:
+            n, m = targets.sizes.tolist(), sources.sizes.tolist()
+            parts = (
+                targets.sort(q).split(n, -2), sources.sort(k).split(m, -2), sources.sort(values).split(m, -2)
+            )  # fmt: skip
+            sums = targets.unsort(torch.cat([carry(*part) for part in zip(*parts, strict=True)], -2))
         else:
-            sums = LowRank(q, k, targets=targets, sources=sources) @ values
+            sums = carry(q, k, values)
         weight = sums[..., -1:]
-        return (sums[..., :-1] / torch.where(weight > 0, weight, 1.0)).to(v.dtype)
+        out = (sums[..., :-1] / torch.where(weight > 0, weight, 1.0)).to(dtype)
+    return out.squeeze(0) if flat else out
+
+
+def _positive(x: Tensor) -> Tensor:
+    """``elu(x) + 1`` without the loss of digits below 0, where it is ``exp(x)``."""
+    return x.relu() + x.clamp(max=0.0).exp()
+
+
+def _one(x: Tensor) -> Tensor:
+    return torch.ones_like(x[..., :1])
+
+
+def _product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return q @ (k.mT @ v)

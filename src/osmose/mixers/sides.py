@@ -1,36 +1,28 @@
-"""What every mixer asks of the tokens on its two sides."""
+"""What the mixers of this folder ask of their arguments."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from ..tokens import Tokens, check_pair
+from ..ops.arguments import both_tokens, check_points, check_same_sets
+from ..tokens import Tokens
 
 
 def both_sides(
-    what: str, q: Tensor, k: Tensor, targets: Tokens | None, sources: Tokens | None, causal: bool
+    what: str, q: Tensor, k: Tensor, v: Tensor, targets: Tokens | None, sources: Tokens | None, causal: bool
 ) -> tuple[Tokens, Tokens]:
-    """The tokens of targets ``q (..., n, d)`` and sources ``k (..., m, d)``; None becomes one set of mass 1.
+    """Targets and sources with masses ``(n,)`` or ``(..., 1 or H, n)``; None becomes one set of mass 1.
 
     Raises:
         ValueError: they do not fit, or ``causal`` and not the same tokens on both sides.
     """
-    n, m = q.shape[-2], k.shape[-2]
-    targets, sources = targets or Tokens(n), sources or Tokens(m)
-    check_pair(what, targets, sources, n, m)
-    if not causal:
-        return targets, sources
-    if n != m:
-        raise ValueError(
-            f"{what}: causal=True with {n} targets and {m} sources; 'earlier' is defined for one sequence of tokens "
-            "only. Leave causal out for cross attention."
-        )
-    if targets.batch is not sources.batch and not _equal(targets.batch, sources.batch):
-        raise ValueError(
-            f"{what}: causal=True with targets and sources of different sets; pass the same Tokens as both."
-        )
+    check_points(what, q, k, v)
+    sources, targets = both_tokens(what, q, k, sources, targets)
+    if causal:
+        if targets.n != sources.n:
+            raise ValueError(
+                f"{what}: causal=True with {targets.n} targets and {sources.n} sources; 'earlier' is defined within one "
+                "sequence. For cross attention leave causal out."
+            )
+        check_same_sets(what, sources, targets)
     return targets, sources
-
-
-def _equal(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is not None and b is not None and a.equal(b)

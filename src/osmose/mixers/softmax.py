@@ -43,7 +43,7 @@ def softmax_attention(
 
     Cost: that of ``torch.nn.functional.scaled_dot_product_attention``; packed sets one call of it each.
     """
-    targets, sources = both_sides("softmax_attention", q, k, targets, sources, causal)
+    targets, sources = both_sides("softmax_attention", q, k, v, targets, sources, causal)
     if sources.packed:
         if bias is not None:
             raise ValueError("softmax_attention: a bias of pairs goes with padded tokens; these are packed.")
@@ -69,7 +69,7 @@ def softmax_weights(
     dropout: float = 0.0,
 ) -> Tensor:
     """The matrix of :func:`softmax_attention`, ``(..., H, n, m)``; packed sets are its blocks."""
-    targets, sources = both_sides("softmax_weights", q, k, targets, sources, causal)
+    targets, sources = both_sides("softmax_weights", q, k, k, targets, sources, causal)
     bias, hidden = _bias(q, k, targets, sources, causal, bias, explicit=True)
     scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.mT
     weights = F.dropout((scores if bias is None else scores + bias).softmax(-1).to(q.dtype), dropout)

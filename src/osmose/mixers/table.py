@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..ops.diffusion import diffusion_attention
+from ..ops.flow import flow_attention
 from .linear import linear_attention, mean_attention
 from .sigmoid import sigmoid_weights
 from .softmax import softmax_attention, softmax_weights
@@ -66,6 +67,7 @@ class Mixer:
 
 
 MIXERS: dict[str, Mixer] = {
+    "flow": Mixer(flow_attention, uses_columns=True),
     "softmax": Mixer(softmax_attention, softmax_weights, pairwise=True),
     "diffusion": Mixer(partial(diffusion_attention, kernel="simple")),
     "diffusion-sigmoid": Mixer(partial(diffusion_attention, kernel="sigmoid"), sigmoid_weights),

@@ -218,10 +218,9 @@ class MultiheadMixer(nn.Module):
             ``(..., n, E)``; the projection of 0 for targets of mass 0.
         """
         check_pair("MultiheadMixer", targets, sources, query.shape[-2], key.shape[-2])
-        targets, sources = (
-            _with_heads(name, tokens, x.shape[:-2])
-            for name, tokens, x in (("targets", targets, query), ("sources", sources, key))
-        )
+        own = targets is sources
+        targets = _with_heads("targets", targets, query.shape[:-2])
+        sources = targets if own else _with_heads("sources", sources, key.shape[:-2])
         q, k, v = self.project(query, key, value)
         if self.bias_k is not None or self.add_zero_attn:
             if causal:

@@ -38,7 +38,7 @@ def replace_attention(
     places = [
         (f"{path}.{name}".lstrip("."), parent, name, child)
         for path, parent in model.named_modules()
-        for name, child in parent.named_children()
+        for name, child in parent._modules.items()  # a module that stands here twice too
         if isinstance(child, kinds) and (where is None or where(f"{path}.{name}".lstrip("."), child))
     ]
     if not places:
