@@ -32,6 +32,11 @@ def reference(law: str, c: torch.Tensor, s: torch.Tensor, t: torch.Tensor) -> to
         return c * s / s.sum()
     if law == "sym":
         return c * s / ((c @ s).sqrt()[:, None] * (c.T @ t).sqrt())
+    if law == "flow":
+        taken, given, ratio = c @ s, c.T @ t, t.sum() / s.sum()
+        opened = torch.sigmoid(ratio * (c @ (s / given)))
+        strength = torch.exp(c.T @ (t / taken) / ratio)
+        return (opened / taken)[:, None] * c * strength * s * s.sum() / (strength @ s)
     a, b = torch.ones_like(t), torch.ones_like(s)
     for _ in range(20_000):
         b = t.sum() / s.sum() / (c.T @ (a * t))

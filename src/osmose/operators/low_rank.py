@@ -39,10 +39,10 @@ class LowRank(Operator):
         return LowRank(self.right, self.left, targets=self.sources, sources=self.targets)
 
     def _matmul(self, v: Tensor) -> Tensor:
-        return _low_rank_product(self.left, self.right, v, self.targets, self.sources)
+        return low_rank_product(self.left, self.right, v, self.targets, self.sources)
 
     def _rmatmul(self, u: Tensor) -> Tensor:
-        return _low_rank_product(self.right, self.left, u, self.sources, self.targets)
+        return low_rank_product(self.right, self.left, u, self.sources, self.targets)
 
     def _entries(self, i: Tensor, j: Tensor) -> Tensor:
         wide = self._wide
@@ -89,7 +89,7 @@ def _inside_sets(
     return torch.where(targets.batch[i] == sources.batch[j], values, 0.0)
 
 
-def _low_rank_product(
+def low_rank_product(
     left: Tensor, right: Tensor, v: Tensor, targets: Tokens | None, sources: Tokens | None
 ) -> Tensor:
     """``L R^T v`` (per set where packed) in the type of ``v``."""

@@ -76,8 +76,14 @@ def flow_attention(
     if causal:
         out = causal_flow(q, k, v, settings, _one_sequence(q, k, targets, sources))
     elif settings.competition == "heads" or _learned(targets) or _learned(sources):
+        # a token of mass 0 is absent: its mass has gradient 0
+        targets, sources = (
+            t if t.mass is None else t.with_mass(torch.where(t.mass > 0, t.mass, 0.0))
+            for t in (targets, sources)
+        )
         q, k, v_ = _features(q, k, v, settings, targets, sources)
-        out = composed_flow(q, k, v_, settings, targets, sources)[0].to(v.dtype)
+        with torch.autocast(v.device.type, enabled=False):
+            out = composed_flow(q, k, v_, settings, targets, sources)[0].to(v.dtype)
     else:
         layout = Layout.of(q, sources, targets)
         q, k, v_ = layout.points(q, targets), layout.points(k, sources), layout.points(v, sources)
@@ -107,7 +113,8 @@ def attention_flows(
     sources, targets = both_tokens("attention_flows", q, k, sources, targets)
     q, k = _prepared(q, targets, settings), _prepared(k, sources, settings)
     q, k, _ = _features(q, k, k, settings, targets, sources)
-    return flows_of(q, k, settings, targets, sources)
+    with torch.autocast(q.device.type, enabled=False):
+        return flows_of(q, k, settings, targets, sources)
 
 
 def _prepared(x: Tensor, tokens: Tokens, settings: FlowSettings) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...laws import Flows
 from ...laws.base import mass_of, reciprocal
-from ...operators import LowRank
+from ...operators.low_rank import low_rank_product
 from ...tokens import Tokens
 from .settings import FlowSettings
 
@@ -20,9 +20,8 @@ def composed_flow(
 ) -> tuple[Tensor, Flows]:
     """Outputs ``(..., H, n, c)`` and flows from features ``q (..., H, n, d)``, ``k (..., H, m, d)``, in the type of v."""
     flows = flows_of(q, k, settings, targets, sources)
-    carried = LowRank(q, k, targets=targets, sources=sources) @ (
-        (flows.competition * mass_of(sources, v)).unsqueeze(-1) * v
-    )
+    weighed = (flows.competition * mass_of(sources, v)).unsqueeze(-1) * v
+    carried = low_rank_product(q, k, weighed, targets, sources)
     open_ = flows.allocation * reciprocal(flows.incoming)
     if targets.mass is not None:
         open_ = open_.where(targets.mass > 0, 0.0)
@@ -33,9 +32,11 @@ def flows_of(q: Tensor, k: Tensor, settings: FlowSettings, targets: Tokens, sour
     """The flows between features, with the eps of the variant in every flow sum."""
     eps = settings.eps
     inside = eps if settings.eps_at == "factors" else 0.0
-    receive = LowRank(q + inside, k, targets=targets, sources=sources)
-    give = LowRank(k + inside, q, targets=sources, sources=targets)
     taken, given = (eps * (x + inside).sum(-1, keepdim=True) if inside else eps for x in (q, k))
     return settings.law.conserve(
-        lambda u: receive @ u + taken, lambda u: give @ u + given, q, sources, targets
+        lambda u: low_rank_product(q + inside, k, u, targets, sources) + taken,
+        lambda u: low_rank_product(k + inside, q, u, sources, targets) + given,
+        q,
+        sources,
+        targets,
     )

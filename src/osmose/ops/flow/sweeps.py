@@ -157,5 +157,6 @@ class Side:
 
 
 def safe_inverse(x: Tensor) -> Tensor:
-    """``1 / x``, and 0 with gradient 0 where x is not positive."""
-    return torch.where(x > 0, torch.where(x > 0, x, 1.0).reciprocal(), 0.0)
+    """``1 / x``, and 0 with gradient 0 where x is not positive or too small for the inverse to be finite."""
+    some = x > torch.finfo(x.dtype).tiny
+    return torch.where(some, torch.where(some, x, 1.0).reciprocal(), 0.0)
