@@ -43,7 +43,7 @@ def linear_attention(
 
     Source: Katharopoulos et al., ICML 2020, arXiv:2006.16236.
     """
-    return _mean_by_features("linear_attention", _positive, q, k, v, targets, sources, causal)
+    return _mean_by_features("linear_attention", positive, q, k, v, targets, sources, causal)
 
 
 def mean_attention(
@@ -83,7 +83,7 @@ def _mean_by_features(
             k, values = torch.where(mass > 0, k, 0.0), torch.where(mass > 0, mass * values, 0.0)
         if targets.mass is not None:
             q = torch.where(targets.mass.unsqueeze(-1) > 0, q, 0.0)
-        carry = prefix_product if causal else _product
+        carry = _prefix_product if causal else _product
         if targets.packed:
             n, m = targets.sizes.tolist(), sources.sizes.tolist()
             parts = (
@@ -97,13 +97,19 @@ def _mean_by_features(
     return out.squeeze(0) if flat else out
 
 
-def _positive(x: Tensor) -> Tensor:
+def positive(x: Tensor) -> Tensor:
     """``elu(x) + 1`` without the loss of digits below 0, where it is ``exp(x)``."""
     return x.relu() + x.clamp(max=0.0).exp()
 
 
 def _one(x: Tensor) -> Tensor:
     return torch.ones_like(x[..., :1])
+
+
+def _prefix_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    # contiguous: what it pads to whole chunks would otherwise keep its strides or not, depending on the length, which a
+    # graph compiled for every length cannot know
+    return prefix_product(q.contiguous(), k.contiguous(), v)
 
 
 def _product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def softmax_attention(
     if bias is None:
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
     else:
-        out = F.scaled_dot_product_attention(q, k, v, bias, dropout_p=dropout)
+        out = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout_p=dropout)
     return out if hidden is None else out.masked_fill(hidden, 0.0)
 
 
@@ -105,7 +105,7 @@ def _bias(
     if bias is None:
         return None, hidden
     empty = (bias == -torch.inf).all(-1, keepdim=True)
-    return bias.masked_fill(empty, 0.0).to(wide), empty if hidden is None else hidden | empty
+    return bias.masked_fill(empty, 0.0), empty if hidden is None else hidden | empty
 
 
 def _by_set(

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..ops.diffusion import diffusion_attention
-from ..ops.flow import flow_attention
+from ..ops.flow import FlowState, flow_attention
 from .linear import linear_attention, mean_attention
 from .sigmoid import sigmoid_weights
 from .softmax import softmax_attention, softmax_weights
+from .states import KeyValueState, LinearState, State
 
 _OF_THE_CALL = frozenset({"targets", "sources", "causal", "bias", "dropout"})
 
@@ -34,12 +35,15 @@ class Mixer:
             scores, and ``dropout`` of single weights.
         uses_columns: whether what a target takes depends on the other targets, as in
             :class:`~osmose.laws.Law`; in cross attention it then sees later ones.
+        state: ``state(batch, heads, d, c, *, dtype, device, **options)``, what its causal form remembers of an empty
+            sequence (states.py); None where it keeps nothing that a sequence could go on from.
     """
 
     function: Callable[..., Tensor]
     weights: Callable[..., Tensor] | None = None
     pairwise: bool = False
     uses_columns: bool = False
+    state: Callable[..., State] | None = None
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -67,11 +71,11 @@ class Mixer:
 
 
 MIXERS: dict[str, Mixer] = {
-    "flow": Mixer(flow_attention, uses_columns=True),
-    "softmax": Mixer(softmax_attention, softmax_weights, pairwise=True),
+    "flow": Mixer(flow_attention, uses_columns=True, state=FlowState.empty),
+    "softmax": Mixer(softmax_attention, softmax_weights, pairwise=True, state=KeyValueState.empty),
     "diffusion": Mixer(partial(diffusion_attention, kernel="simple")),
     "diffusion-sigmoid": Mixer(partial(diffusion_attention, kernel="sigmoid"), sigmoid_weights),
-    "linear": Mixer(linear_attention),
+    "linear": Mixer(linear_attention, state=LinearState.empty),
     "mean": Mixer(mean_attention),
 }
 """A mixer by name; one more entry is one more mixer everywhere."""

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..mixers import mixer_of
+from ..mixers import MIXERS, mixer_of
+from ..mixers.states import State
 from ..tokens import Tokens
 from .mixer import MultiheadMixer
 
@@ -105,6 +106,37 @@ class EncoderBlock(_Block):
         """
         x = self._branch(x, self.norm1, lambda h: _mix_own(self.self_attn, h, tokens, self.causal))
         return self._branch(x, self.norm2, self._feed_forward)
+
+    def start(
+        self, batch: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+    ) -> State:
+        """What a causal block remembers of an empty sequence, for :meth:`step`.
+
+        Raises:
+            ValueError: the block is not causal, or its mixer has no state to go on from.
+        """
+        mixer = self.self_attn
+        state = mixer_of(mixer.mixer, "EncoderBlock").state
+        if not self.causal or state is None:
+            known = ", ".join(name for name, entry in MIXERS.items() if entry.state is not None)
+            raise ValueError(
+                f"EncoderBlock: mixer {mixer.mixer!r} with causal={self.causal} has no state; expected causal=True and "
+                f"one of {known}."
+            )
+        d = mixer.head_dim
+        return state(batch, mixer.num_heads, d, d, dtype=dtype, device=device, **mixer.options)
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """The next tokens ``(B, n, E)`` of sequences: what :meth:`forward` gives for them, and the state after them."""
+        after = state
+
+        def mix(h: Tensor) -> Tensor:
+            nonlocal after
+            out, after = state(*self.self_attn.project(h, h, h))
+            return self.self_attn.merge(out)
+
+        x = self._branch(x, self.norm1, mix)
+        return self._branch(x, self.norm2, self._feed_forward), after
 
 
 class CrossBlock(_Block):

@@ -1,0 +1,219 @@
+"""A causal language model in the shape of GPT, around any mixer with a causal form.
+
+    h_0 = dropout(E[token] + P[position])
+    h_l = block_l(h_{l-1})            pre-norm: mix in causal order, then feed-forward
+    logits = norm(h_L) E^T
+
+With ``flow`` and ``linear`` training costs O(n) and a generated token costs the same however long the text is; with
+``softmax`` it is GPT, and the keys and values of the text are kept.
+
+Shapes: B batch, n tokens, E embedding, V symbols.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..mixers.states import State
+from ..nn import EncoderBlock
+from ..tokens import Tokens
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageState:
+    """The text so far: its length ``(B,)`` and what every block remembers of it."""
+
+    length: Tensor
+    blocks: tuple[State, ...]
+
+    def reorder(self, index: Tensor) -> LanguageState:
+        """The state of other batch entries."""
+        return LanguageState(self.length[index], tuple(block.reorder(index) for block in self.blocks))
+
+
+class LanguageModel(nn.Module):
+    """Next-token model over V symbols; input and output embedding are one matrix.
+
+    Args:
+        vocab_size: V.
+        embed_dim, num_layers, num_heads, ff_dim: sizes; ``ff_dim`` None means 4 E.
+        mixer, options: as for :class:`~osmose.nn.MultiheadMixer`; it must have a causal form.
+        max_length: number of learned positions; None takes sinusoids, which have no end.
+        dropout: after the embedding and in the blocks.
+
+    Raises:
+        ValueError: sizes, a mixer or options that do not go together.
+
+    Source: Radford et al., 2018, 2019; Vaswani et al., 2017, for the sinusoids.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_dim: int = 128,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        ff_dim: int | None = None,
+        *,
+        mixer: str = "flow",
+        max_length: int | None = None,
+        dropout: float = 0.1,
+        **options: Any,
+    ):
+        super().__init__()
+        if vocab_size < 1 or num_layers < 1:
+            raise ValueError(
+                f"LanguageModel: vocab_size is {vocab_size} and num_layers {num_layers}; expected 1 or more."
+            )
+        self.embedding = nn.Embedding(vocab_size, embed_dim)
+        self.positions = None if max_length is None else nn.Embedding(max_length, embed_dim)
+        self.blocks = nn.ModuleList(
+            EncoderBlock(
+                embed_dim,
+                num_heads,
+                ff_dim,
+                mixer=mixer,
+                causal=True,
+                dropout=dropout,
+                norm_first=True,
+                **options,
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(embed_dim)
+        self.dropout = dropout
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Normal weights of deviation 0.02; those that end a residual branch are divided by ``sqrt(2 L)``."""
+        ends = ("out_proj.weight", "linear2.weight")
+        for name, value in self.named_parameters():
+            if name.endswith(".bias") or name.endswith("in_proj_bias"):
+                nn.init.zeros_(value)
+            elif value.ndim == 2:
+                deviation = 0.02 / math.sqrt(2 * len(self.blocks)) if name.endswith(ends) else 0.02
+                nn.init.normal_(value, std=deviation)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits ``(B, n, V)`` of the token after each; ``tokens (B, n)`` int64, ``mask (B, n)`` bool with True = keep.
+
+        Raises ValueError for more tokens than there are learned positions.
+        """
+        sets = None if mask is None else Tokens.of(tokens.shape[-1], mask=mask)
+        x = self._embed(tokens, torch.arange(tokens.shape[-1], device=tokens.device))
+        for block in self.blocks:
+            x = block(x, sets)
+        return self._logits(x)
+
+    def start(self, batch: int = 1) -> LanguageState:
+        """The state of an empty text. Raises ValueError for a mixer that keeps none."""
+        weight = self.embedding.weight
+        blocks = tuple(block.start(batch, dtype=weight.dtype, device=weight.device) for block in self.blocks)  # type: ignore[operator]
+        return LanguageState(torch.zeros(batch, dtype=torch.int64, device=weight.device), blocks)
+
+    def step(self, tokens: Tensor, state: LanguageState) -> tuple[Tensor, LanguageState]:
+        """Logits ``(B, n, V)`` of the next n tokens of a text, and its state after them."""
+        n = tokens.shape[-1]
+        x = self._embed(tokens, state.length.unsqueeze(-1) + torch.arange(n, device=tokens.device))
+        blocks = []
+        for block, before in zip(self.blocks, state.blocks, strict=True):
+            x, after = block.step(x, before)  # type: ignore[operator]
+            blocks.append(after)
+        return self._logits(x), LanguageState(state.length + n, tuple(blocks))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: Tensor,
+        length: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """``prompt (B, n)`` and ``length`` tokens more, ``(B, n + length)``.
+
+        Args:
+            temperature: divides the logits; 0 takes the likeliest token.
+            top_k: only the k likeliest tokens.
+            top_p: only the likeliest tokens that together have at least this probability.
+            generator: of the random choice.
+
+        Raises:
+            ValueError: an empty prompt, settings out of range, or more tokens than learned positions.
+
+        Cost: with ``flow`` and ``linear`` the same time and memory for every token.
+        """
+        if prompt.ndim != 2 or not prompt.shape[1]:
+            raise ValueError(
+                f"generate: prompt has shape {tuple(prompt.shape)}; expected (batch, n) with at least one token to start from."
+            )
+        if length < 0 or temperature < 0 or (top_k is not None and top_k < 1) or not 0 < (top_p or 1.0) <= 1:
+            raise ValueError(
+                f"generate: length {length}, temperature {temperature}, top_k {top_k}, top_p {top_p}; expected length and "
+                "temperature >= 0, top_k >= 1, top_p in (0, 1]."
+            )
+        training, text = self.training, [prompt]
+        self.eval()
+        try:
+            logits, state = self.step(prompt, self.start(len(prompt)))
+            for i in range(length):
+                text.append(choose(logits[:, -1], temperature, top_k, top_p, generator))
+                if i + 1 < length:
+                    logits, state = self.step(text[-1], state)
+        finally:
+            self.train(training)
+        return torch.cat(text, -1)
+
+    def _embed(self, tokens: Tensor, position: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        if self.positions is None:
+            x = x + 0.02 * math.sqrt(2) * sinusoids(position, x.shape[-1]).to(x.dtype)
+        elif position.numel() and int(position.max()) >= self.positions.num_embeddings:
+            raise ValueError(
+                f"LanguageModel: a text of {int(position.max()) + 1} tokens, but the model has learned "
+                f"{self.positions.num_embeddings} positions; shorten it, or train with max_length=None."
+            )
+        else:
+            x = x + self.positions(position)
+        return F.dropout(x, self.dropout, self.training)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return F.linear(self.norm(x), self.embedding.weight)
+
+
+def sinusoids(position: Tensor, width: int) -> Tensor:
+    """``sin(p / 10000^(2i/width))`` and cosines side by side: ``(...)`` to ``(..., width)``, float32."""
+    half = (width + 1) // 2
+    rates = torch.exp(torch.arange(half, device=position.device) * (-math.log(10_000.0) / max(half, 1)))
+    angles = position.unsqueeze(-1) * rates
+    return torch.cat([angles.sin(), angles.cos()], -1)[..., :width]
+
+
+def choose(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A token for each row of ``logits (B, V)``, as ``(B, 1)``; see :meth:`LanguageModel.generate`."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    logits = logits.float() / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.topk(top_k, -1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p is not None and top_p < 1:
+        ordered, index = logits.sort(-1, descending=True)
+        p = ordered.softmax(-1)
+        beyond = p.cumsum(-1) - p >= top_p  # what comes before already has that probability
+        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, index, beyond), -torch.inf)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)
