@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from .__about__ import __version__
 
 if TYPE_CHECKING:
-    from . import energy, laws, models, operators
+    from . import energy, laws, mixers, models, nn, operators
     from .energy import DescentMonitor, Energy
     from .models import DIFFormer
+    from .nn import MultiheadMixer
     from .ops.diffusion import DiffusionState, diffusion_attention
+    from .ops.flow import FlowState, flow_attention
     from .tokens import Tokens
 
 __all__ = [
@@ -21,12 +23,17 @@ __all__ = [
     "DescentMonitor",
     "DiffusionState",
     "Energy",
+    "FlowState",
+    "MultiheadMixer",
     "Tokens",
     "__version__",
     "diffusion_attention",
     "energy",
+    "flow_attention",
     "laws",
+    "mixers",
     "models",
+    "nn",
     "operators",
 ]
 
@@ -35,8 +42,11 @@ _HOME = {
     "DescentMonitor": ".energy",
     "DiffusionState": ".ops.diffusion",
     "Energy": ".energy",
+    "FlowState": ".ops.flow",
+    "MultiheadMixer": ".nn",
     "Tokens": ".tokens",
     "diffusion_attention": ".ops.diffusion",
+    "flow_attention": ".ops.flow",
 }
 
 

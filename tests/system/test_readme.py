@@ -25,6 +25,13 @@ def test_readme_examples_run_in_order():
     assert scope["mixed"].shape == (100, 16)
 
 
+@pytest.mark.parametrize("page", ["docs/flow.md"])
+def test_examples_of_the_pages_run(page):
+    scope: dict = {}
+    for example in blocks(page):
+        exec(compile(example, page, "exec"), scope)
+
+
 def test_the_operator_of_contributing_obeys_the_laws_of_operators():
     import torch
 
@@ -50,12 +57,17 @@ def test_public_surface():
         "DescentMonitor",
         "DiffusionState",
         "Energy",
+        "FlowState",
+        "MultiheadMixer",
         "Tokens",
         "__version__",
         "diffusion_attention",
         "energy",
+        "flow_attention",
         "laws",
+        "mixers",
         "models",
+        "nn",
         "operators",
     ]
     assert all(getattr(osmose, name) is not None for name in osmose.__all__)
