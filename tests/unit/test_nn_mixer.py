@@ -1,12 +1,15 @@
 """MultiheadMixer: matrices against dense formulas, masses, masks, causal order, dropout, types and errors."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from osmose.mixers import MIXERS
+from osmose.mixers import MIXERS, linear_attention
 from osmose.nn import MultiheadMixer
+from osmose.nn.masks import require_causal
 from osmose.ops.flow import flow_attention_reference
 from osmose.tokens import Tokens
 
@@ -325,6 +328,19 @@ def test_a_compiled_graph_checks_the_mask_when_it_runs(mixer):
     if mixer != "softmax":
         with pytest.raises(RuntimeError, match="not the causal mask"):
             compiled(x, x, x, attn_mask=mask.mT.contiguous(), need_weights=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated.*:DeprecationWarning")
+def test_one_graph_serves_every_length():
+    torch.compiler.reset()
+    compile_ = partial(torch.compile, backend="aot_eager", fullgraph=True, dynamic=True)
+    checked = compile_(lambda x, mask: (require_causal(mask, "mean", *mask.shape), x + 1)[1])
+    for n in (5, 9):
+        assert checked(torch.zeros(n), torch.ones(n, n).triu(1).bool()).shape == (n,)
+    with torch.no_grad():
+        x = points(5, H, c=4).transpose(0, 1)
+        got = compile_(lambda x: linear_attention(x, x, x, causal=True))(x)
+    torch.testing.assert_close(got, linear_attention(x, x, x, causal=True))
 
 
 @pytest.mark.parametrize("mixer", ALL)

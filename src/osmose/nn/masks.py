@@ -76,22 +76,24 @@ def require_causal(mask: Tensor, mixer: str, n: int, m: int) -> None:
 
     Inside a compiled graph the check runs with the graph, and raises RuntimeError.
     """
-    message = (
-        f"MultiheadMixer: attn_mask of shape {tuple(mask.shape)} and dtype {mask.dtype} is not the causal mask of {n} "
-        f"tokens, and the mixer {mixer!r} never forms the pairs that another mask would hide. For causal order pass "
-        "is_causal=True, or a 2-D mask that is True (or -inf) above the diagonal and False (or 0) elsewhere; to ignore "
-        "keys pass key_padding_mask; to keep sequences apart call attend() with packed Tokens; for any other mask take "
-        "mixer='softmax'."
+    refused = (
+        f"not the causal mask, and the mixer {mixer!r} never forms the pairs that another mask would hide. For causal "
+        "order pass is_causal=True, or a 2-D mask that is True (or -inf) above the diagonal and False (or 0) elsewhere; to "
+        "ignore keys pass key_padding_mask; to keep sequences apart call attend() with packed Tokens; for any other mask "
+        "take mixer='softmax'."
     )
     if mask.shape != (n, m) or n != m or not (mask.dtype == torch.bool or mask.is_floating_point()):
-        raise ValueError(message)
+        raise ValueError(
+            f"MultiheadMixer: attn_mask of shape {tuple(mask.shape)} and dtype {mask.dtype}, for {n} targets and {m} "
+            f"sources, is {refused}"
+        )
     above = torch.ones(n, m, dtype=torch.bool, device=mask.device).triu(1)
     causal = above if mask.dtype == torch.bool else torch.where(above, -torch.inf, 0.0).to(mask.dtype)
     same = (mask == causal).all()
     if torch.compiler.is_compiling():
-        torch._assert_async(same, message)
+        torch._assert_async(same, f"MultiheadMixer: attn_mask is {refused}")
     elif not bool(same):
-        raise ValueError(message)
+        raise ValueError(f"MultiheadMixer: attn_mask is {refused}")
 
 
 def _sizes(lead: torch.Size) -> str:

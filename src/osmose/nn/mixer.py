@@ -5,7 +5,6 @@ Shapes: B batch, n targets, m sources, H heads, E = H d embedding channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -160,7 +159,7 @@ class MultiheadMixer(nn.Module):
         check_inputs(query, key, value, (self.embed_dim, self.kdim, self.vdim), self.batch_first)
         turned = query.ndim == 3 and not self.batch_first
         if turned:
-            query, key, value = _alike(lambda x: x.transpose(0, 1), query, key, value)
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         lead, n, m = query.shape[:-2], query.shape[-2], key.shape[-2]
         sources = key_tokens(key_padding_mask, lead, m)
         pairwise, bias = mixer_of(self.mixer, "MultiheadMixer").pairwise, None
@@ -184,7 +183,7 @@ class MultiheadMixer(nn.Module):
         """Nested tensors, which ``nn.TransformerEncoder`` makes of padded input in evaluation, as packed sets."""
         targets = _packed_tokens(query)
         sources = targets if key is query else _packed_tokens(key)
-        joined = _alike(lambda x: torch.cat(x.unbind()), query, key, value)
+        joined = (torch.cat(x.unbind()) for x in (query, key, value))
         out, _ = self.attend(*joined, targets=targets, sources=sources, causal=is_causal)
         parts = out.split([len(x) for x in query.unbind()])
         return torch.nested.as_nested_tensor(list(parts), layout=query.layout)
@@ -250,20 +249,11 @@ class MultiheadMixer(nn.Module):
 
     def project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of every head: ``(..., n, E)`` to ``(..., H, n, d)``."""
-        parts: tuple[Tensor, ...]
-        if self.in_proj_weight is not None and query is key and key is value:
-            parts = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
-        else:
-            weights: tuple[Tensor, ...] = (
-                tuple(
-                    w for w in (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight) if w is not None
-                )
-                if self.in_proj_weight is None
-                else self.in_proj_weight.chunk(3)
-            )
-            biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-            inputs = zip((query, key, value), weights, biases, strict=True)
-            parts = tuple(F.linear(x, weight, bias) for x, weight, bias in inputs)
+        joint, bias = self.in_proj_weight, self.in_proj_bias
+        single = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        weights = joint.chunk(3) if joint is not None else tuple(w for w in single if w is not None)
+        biases = bias.chunk(3) if bias is not None else (None,) * 3
+        parts = [F.linear(*of) for of in zip((query, key, value), weights, biases, strict=True)]
         q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-3, -2) for x in parts)
         return q, k, v
 
@@ -298,15 +288,6 @@ class MultiheadMixer(nn.Module):
     def extra_repr(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self.options.items())
         return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, mixer={self.mixer!r}{options}"
-
-
-def _alike(
-    fn: Callable[[Tensor], Tensor], query: Tensor, key: Tensor, value: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``fn`` of all three, one tensor staying one tensor: that is how self-attention is known."""
-    q = fn(query)
-    k = q if key is query else fn(key)
-    return q, k, k if value is key else fn(value)
 
 
 def _packed_tokens(nested: Tensor) -> Tokens:
