@@ -53,6 +53,23 @@ def test_alone_padded_and_packed_are_the_same(mixer, kind, norm_first):
         torch.testing.assert_close(out[b, :n], call(block, x[b, :n], memory[b, :m]))
 
 
+@pytest.mark.parametrize("mixer", ALL)
+def test_packed_sets_may_be_mixed_up_weighted_and_without_memory(mixer):
+    block = block_of(CrossBlock, mixer)
+    x, memory, mass = points(7), points(5, seed=2), torch.tensor([1.0, 0.0, 2.0, 0.5, 3.0], dtype=F64)
+    batch, memory_batch = torch.tensor([2, 0, 1, 0, 2, 1, 0]), torch.tensor([2, 0, 2, 0, 0])
+    got = block(
+        x, memory, Tokens.of(x, batch=batch), Tokens.of(memory, batch=memory_batch, mass=mass, num_sets=3)
+    )
+    for s in range(3):
+        mine, its = batch == s, memory_batch == s
+        alone = block(x[mine], memory[its], None, Tokens.of(memory[its], mass=mass[its]))
+        torch.testing.assert_close(got[mine], alone)
+    nothing = block.norm1(x + block.multihead_attn.out_proj.bias)
+    wanted = block.norm2(nothing + block._feed_forward(nothing))
+    torch.testing.assert_close(got[batch == 1], wanted[batch == 1])
+
+
 @pytest.mark.parametrize("mixer", ORDERED)
 @pytest.mark.parametrize("kind", [EncoderBlock, DecoderBlock])
 def test_the_future_does_not_leak(mixer, kind):
