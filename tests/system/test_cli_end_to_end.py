@@ -192,6 +192,7 @@ def test_ctrl_c_saves_says_how_to_resume_and_resumes_exactly(osmose: Shell, tmp_
 
 def test_compare_prints_table_figure_and_folder_and_goes_on(osmose: Shell, tmp_path: Path) -> None:
     options = ["compare", "digits", "--models", "gcn", "mlp", "--splits", "2", "--epochs", "15"]
+    options += ["--normalization", "none"]
     out, _ = osmose(*options)
     assert "figure: runs/compare-digits/figures/comparison.png" in out
     assert "run folder: runs/compare-digits" in out
@@ -199,6 +200,7 @@ def test_compare_prints_table_figure_and_folder_and_goes_on(osmose: Shell, tmp_p
     assert (tmp_path / "runs/compare-digits/figures/comparison.png").stat().st_size > 5000
     result = json.loads((tmp_path / "runs/compare-digits/result.json").read_text())
     assert [row["model"] for row in result["models"]] == ["gcn", "mlp"]
+    assert result["comparison"]["overrides"] == {"normalization": "none", "epochs": 15}
     again = json.loads(osmose(*options, "--out", "runs/compare-digits", "--json")[0])
     assert again["models"] == result["models"], "finished: nothing is trained again"
     (tmp_path / "runs/compare-digits/result.json").unlink()

@@ -76,10 +76,8 @@ def main(arguments: list[str]) -> None:
     from osmose.tasks.progress import Reporter
     from osmose.tasks.signals import Interrupted, StopRequest
 
-    given = {
-        name: getattr(command, name) for name in ("epochs", "patience", "batch_size", "device", "threads")
-    }
-    overrides = tuple((name, value) for name, value in given.items() if value is not None)
+    given = ((name, getattr(command, name)) for name in _OVERRIDES)
+    overrides = tuple((name, value) for name, value in given if value is not None)
     comparison = Comparison(
         data=command.data.plain(),
         models=command.models,
