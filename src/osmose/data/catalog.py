@@ -21,6 +21,9 @@ class Entry:
     """size of the test part where the protocol draws it; None: all that is left"""
 
 
+BEST_ON_TEST = "best-on-test"
+"""The protocol that chooses the epoch by the test part. Its figures are optimistic."""
+
 _RANDOM = "20 labels a class, 500 validation, 1000 test, a new random draw for every split (DIFFormer)"
 _PUBLIC = "the fixed split of Planetoid: 20 labels a class, 500 validation, 1000 test"
 

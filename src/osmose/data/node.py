@@ -105,7 +105,7 @@ class NodeData:
         n = self.num_nodes
         if self.ids is not None and len(self.ids) != n:
             raise DataError(f"{self.name}: {len(self.ids)} ids for {n} rows; expected one a row")
-        _check_labels(self.name, self.y, n, len(self.classes))
+        check_labels(self.name, self.y, n, len(self.classes))
         _check_edges(self.name, self.edge_index, self.edge_weight, n)
         for i, split in enumerate(self.splits):
             where = f"{self.name}: split {i}" if len(self.splits) > 1 else self.name
@@ -128,7 +128,8 @@ def _check_features(name: str, x: Tensor) -> None:
         )
 
 
-def _check_labels(name: str, y: Tensor, n: int, classes: int) -> None:
+def check_labels(name: str, y: Tensor, n: int, classes: int) -> None:
+    """Raise `DataError` unless `y` is (n,) int64 with class indices or -1."""
     if y.shape != (n,) or y.dtype != torch.int64:
         raise DataError(f"{name}: labels have shape {tuple(y.shape)} {y.dtype}; expected ({n},) torch.int64")
     if int(y.min()) < -1 or int(y.max()) >= classes:
@@ -166,38 +167,49 @@ def _check_edges(name: str, edges: Tensor | None, weight: Tensor | None, n: int)
         )
 
 
-def check_split(where: str, split: Split, y: Tensor, classes: list[str]) -> None:
-    """Raise `DataError` unless `split` can be trained, validated and tested on."""
+def check_split(
+    where: str, split: Split, y: Tensor, classes: list[str], *, what: str = "node", reused: bool = False
+) -> None:
+    """Raise `DataError` unless `split` can be trained, validated and tested on.
+
+    Args:
+        what: the thing that is divided, for errors.
+        reused: valid is test, as a named protocol may have it.
+    """
+    if reused and not torch.equal(split.valid, split.test):
+        raise DataError(f"{where}: valid and test differ; expected the same {what}s in both")
     n = y.shape[0]
     owner = torch.full((n,), -1, device=y.device)
     for k, (part, index) in enumerate(split.parts().items()):
+        if reused and part == "test":
+            continue
         if index.dim() != 1 or index.dtype != torch.int64:
             raise DataError(
                 f"{where}: {part} is {tuple(index.shape)} {index.dtype}; expected (k,) torch.int64"
             )
         if index.numel() == 0:
             raise DataError(
-                f"{where}: {part} is empty; expected at least one labelled node in train, valid and test"
+                f"{where}: {part} is empty; expected at least one labelled {what} in train, valid and test"
             )
         if int(index.min()) < 0 or int(index.max()) >= n:
             raise DataError(
-                f"{where}: {part} holds node {int(index.max() if index.max() >= n else index.min())}; "
+                f"{where}: {part} holds {what} {int(index.max() if index.max() >= n else index.min())}; "
                 f"expected 0 to {n - 1}"
             )
         if index.unique().numel() != index.numel():
-            raise DataError(f"{where}: {part} names a node twice; expected every node at most once")
+            raise DataError(f"{where}: {part} names a {what} twice; expected every {what} at most once")
         taken = owner[index] >= 0
         if bool(taken.any()):
             other = list(split.parts())[int(owner[index][taken][0])]
             raise DataError(
-                f"{where}: {int(taken.sum())} nodes stand in {part} and {other}, the first {int(index[taken][0])}; "
+                f"{where}: {int(taken.sum())} {what}s stand in {part} and {other}, the first {int(index[taken][0])}; "
                 "expected disjoint parts"
             )
         owner[index] = k
         unlabelled = index[y[index] < 0]
         if unlabelled.numel():
             raise DataError(
-                f"{where}: {part} holds {unlabelled.numel()} unlabelled nodes ({some(unlabelled.tolist())}); "
+                f"{where}: {part} holds {unlabelled.numel()} unlabelled {what}s ({some(unlabelled.tolist())}); "
                 "leave them out of every part: they are predicted all the same"
             )
     seen = torch.zeros(len(classes), dtype=torch.bool, device=y.device)
@@ -207,5 +219,5 @@ def check_split(where: str, split: Split, y: Tensor, classes: list[str]) -> None
         if absent.numel():
             raise DataError(
                 f"{where}: {part} has classes that train lacks: {some(classes[int(c)] for c in absent)}; "
-                "a model cannot learn them. Add such nodes to train or drop the class"
+                f"a model cannot learn them. Add such {what}s to train or drop the class"
             )
