@@ -15,10 +15,10 @@ from torch.autograd.function import once_differentiable
 
 from ...tokens import Tokens
 from .features import FEATURES, IDENTITY
-from .scan import Carry, scan
+from .scan import CHUNK, Carry, scan
 from .settings import FlowSettings
 
-STRETCH = 2048
+STRETCH = 1 << 14  # tokens of a stretch, over all sequences and heads
 GROWTH = 1.25  # packed sequences that differ by less than this factor are padded to one length
 
 
@@ -43,24 +43,41 @@ def causal_flow(q: Tensor, k: Tensor, v: Tensor, settings: FlowSettings, tokens:
 
 def _packed(q: Tensor, k: Tensor, v: Tensor, settings: FlowSettings, tokens: Tokens) -> Tensor:
     """Sequences of similar lengths side by side, padded to the longest of them."""
-    sizes, start = tokens.sizes.to(q.device), tokens.ptr[:-1].to(q.device)
-    order = torch.arange(tokens.n, device=q.device) if tokens.order is None else tokens.order
-    out = v.new_zeros(*q.shape[:-1], v.shape[-1])
-    classes = (sizes.clamp(min=1).log() / math.log(GROWTH)).floor().where(sizes > 0, -1.0)
-    for kind in classes.unique().tolist():
-        chosen = (classes == kind).nonzero().squeeze(-1)
-        if kind < 0:
+    assert tokens.batch is not None
+    sizes = tokens.sizes.to(q.device)
+    kind = (sizes.clamp(min=1).log() / math.log(GROWTH)).long()
+    by_kind = torch.argsort(kind, stable=True)  # of the sequences
+    place = torch.empty_like(by_kind)
+    place[by_kind] = torch.arange(len(by_kind), device=q.device)
+    order = torch.argsort(
+        place[tokens.batch], stable=True
+    )  # of the tokens: sequence after sequence, kind after kind
+    mass = torch.ones(tokens.n, device=q.device) if tokens.mass is None else tokens.mass
+    lengths = [
+        part[part > 0]
+        for part in sizes[by_kind].split(kind[by_kind].unique_consecutive(return_counts=True)[1].tolist())
+    ]
+    counts = [int(part.sum()) for part in lengths]
+    sorted_ = (
+        x.index_select(dim, order).split(counts, dim) for x, dim in ((q, -2), (k, -2), (v, -2), (mass, -1))
+    )
+    outputs = []
+    for some, *parts in zip(lengths, *sorted_, strict=True):
+        if not some.numel():
             continue
-        slot = torch.arange(int(sizes[chosen].max()), device=q.device)
-        keep = slot < sizes[chosen].unsqueeze(-1)  # (sequences, longest)
-        index = order[(start[chosen].unsqueeze(-1) + slot).where(keep, start[chosen].unsqueeze(-1))]
-        mass = keep.to(torch.promote_types(q.dtype, torch.float32))
-        if tokens.mass is not None:
-            mass = tokens.mass[index].where(keep, 0.0)
-        q_, k_, v_ = (x[..., index, :] for x in (q, k, v))
-        padded = causal_flow(q_, k_, v_, settings, Tokens(len(slot), mass))
-        out = out.index_copy(-2, index[keep], padded[..., keep, :])
-    return out
+        keep = torch.arange(int(some.max()), device=q.device) < some.unsqueeze(-1)  # (sequences, longest)
+        q_, k_, v_ = (_pad(x, keep) for x in parts[:3])
+        mass_ = _pad(parts[3].unsqueeze(-1), keep).squeeze(-1)
+        out = causal_flow(q_, k_, v_, settings, Tokens(keep.shape[1], mass_))
+        outputs.append(out.flatten(-3, -2)[..., keep.flatten().nonzero().squeeze(-1), :])
+    out = torch.cat(outputs, -2) if outputs else v.new_zeros(*q.shape[:-2], 0, v.shape[-1])
+    return out.index_select(-2, torch.argsort(order))
+
+
+def _pad(x: Tensor, keep: Tensor) -> Tensor:
+    """``(..., tokens, c)`` to ``(..., sequences, longest, c)``, 0 where there is no token."""
+    out = x.new_zeros(*x.shape[:-2], keep.numel(), x.shape[-1])
+    return out.index_copy(-2, keep.flatten().nonzero().squeeze(-1), x).unflatten(-2, keep.shape)
 
 
 def _features(
@@ -86,9 +103,15 @@ def advance(
     return out.to(v.dtype), after
 
 
-def _stretch(start: int, *tensors: Any) -> list[Any]:
-    """The rows of a stretch of tensors ``(P, n, ...)``."""
-    return [None if x is None else x[:, start : start + STRETCH] for x in tensors]
+def _starts(x: Tensor) -> range:
+    """Where the stretches of tensors ``(P, n, ...)`` begin: the more of them side by side, the shorter."""
+    parts, n = x.shape[:2]
+    return range(0, n, max(STRETCH // max(parts, 1) // CHUNK, 1) * CHUNK)
+
+
+def _stretch(start: int, step: int, *tensors: Any) -> list[Any]:
+    """The rows of one stretch."""
+    return [None if x is None else x[:, start : start + step] for x in tensors]
 
 
 def _stretches(
@@ -98,8 +121,9 @@ def _stretches(
     dtype = torch.promote_types(v.dtype, torch.float32)
     carries = [Carry.empty(q.shape[0], q.shape[-1], v.shape[-1], dtype, q.device)]
     outputs = []
-    for start in range(0, q.shape[1], STRETCH):
-        q_, k_, v_, mass_ = _stretch(start, q, k, v, mass)
+    starts = _starts(q)
+    for start in starts:
+        q_, k_, v_, mass_ = _stretch(start, starts.step, q, k, v, mass)
         out, after = advance(q_, k_, v_, mass_, settings, carries[-1])
         outputs.append(out)
         carries.append(after)
@@ -127,10 +151,13 @@ class _CausalFlow(torch.autograd.Function):
             for x, needed in zip((q, k, v, mass), ctx.needs_input_grad, strict=False)
         ]
         later: list[Tensor | None] = [None] * size  # gradients of the carry after a stretch
-        for start, carry in reversed(list(zip(range(0, q.shape[1], STRETCH), carries, strict=True))):
-            g, *room = _stretch(start, grad, *found)
+        starts = _starts(q)
+        for start, carry in reversed(list(zip(starts, carries, strict=True))):
+            g, *room = _stretch(start, starts.step, grad, *found)
             with torch.enable_grad():
-                points = [None if x is None else x.detach() for x in _stretch(start, q, k, v, mass)]
+                points = [
+                    None if x is None else x.detach() for x in _stretch(start, starts.step, q, k, v, mass)
+                ]
                 wanted = [
                     x.requires_grad_()
                     for x, r in zip(points, room, strict=True)
