@@ -23,9 +23,9 @@ from osmose.cli import main
 from osmose.tasks import sources
 from osmose.tasks.batches import Batch, mini_batches
 from osmose.tasks.devices import make_accelerator
-from osmose.tasks.loop import SplitTrainer
 from osmose.tasks.recipes import MODELS
 from osmose.tasks.run_folder import RunFolder
+from osmose.tasks.trainers import NodeTrainer
 
 CLI = [sys.executable, "-m", "osmose.cli"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -246,7 +246,7 @@ def test_two_processes_train_as_one_that_sums_their_batches(tmp_path: Path) -> N
         tmp_path / "run"
     ).config()  # dropout 0; the L2 penalty makes the gradient's scale matter
     data = sources.load(config.data, 1)
-    trainer = SplitTrainer(data, config, 0, make_accelerator(config.train))
+    trainer = NodeTrainer(data, config, 0, make_accelerator(config.train))
     trainer.model.train()
     for line in lines:
         ranks = [list(batches_of(trainer, line["epoch"], rank)) for rank in range(2)]
@@ -260,7 +260,7 @@ def test_two_processes_train_as_one_that_sums_their_batches(tmp_path: Path) -> N
         assert loss == pytest.approx(line["valid_loss"], rel=1e-3), line["epoch"]
 
 
-def batches_of(trainer: SplitTrainer, epoch: int, rank: int) -> Iterator[Batch]:
+def batches_of(trainer: NodeTrainer, epoch: int, rank: int) -> Iterator[Batch]:
     """The mini-batches of one of two processes."""
     return mini_batches(
         num_nodes=len(trainer.data.x),
@@ -274,7 +274,7 @@ def batches_of(trainer: SplitTrainer, epoch: int, rank: int) -> Iterator[Batch]:
     )
 
 
-def loss_of(trainer: SplitTrainer, batch: Batch) -> torch.Tensor:
+def loss_of(trainer: NodeTrainer, batch: Batch) -> torch.Tensor:
     """The scaled loss of one process's batch."""
     logits = trainer.model(trainer.data.x[batch.nodes], batch.edge_index)[batch.labelled]
     target = trainer.data.y[batch.nodes[batch.labelled]]

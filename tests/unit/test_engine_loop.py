@@ -15,8 +15,9 @@ from osmose.data import Split
 from osmose.tasks.config import TrainConfig
 from osmose.tasks.devices import make_accelerator
 from osmose.tasks.evaluate import final_metrics, percent, summary
-from osmose.tasks.loop import EarlyStopping, SplitTrainer
+from osmose.tasks.loop import EarlyStopping
 from osmose.tasks.signals import StopRequest
+from osmose.tasks.trainers import NodeTrainer
 
 from .engine_helpers import blobs, settings
 
@@ -41,7 +42,7 @@ def test_early_stopping_resets_on_improvement_and_breaks_ties_by_loss() -> None:
 def test_training_learns_and_returns_to_the_best_epoch(accelerator: Accelerator) -> None:
     config = settings("mlp", epochs=40, lr=0.05)
     config = replace(config, model=replace(config.model, dropout=0.0))  # the loss itself, not the noise in it
-    trainer = SplitTrainer(blobs(n=120), config, 0, accelerator)
+    trainer = NodeTrainer(blobs(n=120), config, 0, accelerator)
     records: list[dict] = []
     trainer.fit(records.append)
     assert len(records) == 40
@@ -63,7 +64,7 @@ def test_test_labels_do_not_touch_training(accelerator: Accelerator) -> None:
         data.y = data.y.clone()
         test = data.splits[0].test
         data.y[test] = (data.y[test] + shift) % 3
-        trainer = SplitTrainer(data, settings(), 0, accelerator)
+        trainer = NodeTrainer(data, settings(), 0, accelerator)
         records: list[dict] = []
         trainer.fit(records.append)
         outcomes.append((records, trainer.best))
@@ -75,11 +76,11 @@ def test_test_labels_do_not_touch_training(accelerator: Accelerator) -> None:
 def test_weight_decay_is_l2_in_the_gradient(accelerator: Accelerator) -> None:
     """One step equals Adam on loss + wd/2 |w|^2, which decoupled decay does not."""
     config = settings("mlp", epochs=1, lr=0.1, weight_decay=0.5)
-    trainer = SplitTrainer(blobs(), config, 0, accelerator)
+    trainer = NodeTrainer(blobs(), config, 0, accelerator)
     before = {name: value.clone() for name, value in trainer.live.items()}
     state = torch.get_rng_state()
     trainer.fit()
-    other = SplitTrainer(blobs(), config, 0, accelerator)
+    other = NodeTrainer(blobs(), config, 0, accelerator)
     other.model.load_state_dict(before)
     torch.set_rng_state(state)
     other.model.train()
@@ -98,7 +99,7 @@ def test_batches_without_labels_make_no_step(accelerator: Accelerator) -> None:
     split = data.splits[0]
     one = torch.stack([split.train[split.train % 3 == k][0] for k in range(3)])
     data.splits = [Split(one, split.valid, split.test)]
-    trainer = SplitTrainer(data, settings(batch_size=4, epochs=5), 0, accelerator)
+    trainer = NodeTrainer(data, settings(batch_size=4, epochs=5), 0, accelerator)
     trainer.fit()
     steps = {int(state["step"]) for state in trainer.optimizer.state_dict()["state"].values()}
     (count,) = steps
@@ -107,20 +108,20 @@ def test_batches_without_labels_make_no_step(accelerator: Accelerator) -> None:
 
 
 def test_mini_batches_learn(accelerator: Accelerator) -> None:
-    trainer = SplitTrainer(blobs(n=120), settings("gcn", batch_size=50, epochs=30, lr=0.05), 0, accelerator)
+    trainer = NodeTrainer(blobs(n=120), settings("gcn", batch_size=50, epochs=30, lr=0.05), 0, accelerator)
     trainer.fit()
     assert trainer.stopping.accuracy > 0.6
 
 
 def test_evaluation_every_few_epochs_includes_the_last(accelerator: Accelerator) -> None:
-    trainer = SplitTrainer(blobs(), settings(epochs=7, eval_every=3), 0, accelerator)
+    trainer = NodeTrainer(blobs(), settings(epochs=7, eval_every=3), 0, accelerator)
     records: list[dict] = []
     trainer.fit(records.append)
     assert [row["epoch"] for row in records] == [3, 6, 7]
 
 
 def test_patience_ends_training(accelerator: Accelerator) -> None:
-    trainer = SplitTrainer(blobs(), settings("mlp", epochs=500, patience=5, lr=0.05), 0, accelerator)
+    trainer = NodeTrainer(blobs(), settings("mlp", epochs=500, patience=5, lr=0.05), 0, accelerator)
     trainer.fit()
     assert trainer.epoch == trainer.stopping.epoch + 5 < 500
 
@@ -129,13 +130,13 @@ def test_gcn_without_edges_is_refused(accelerator: Accelerator) -> None:
     data = blobs()
     data.edge_index = None
     with pytest.raises(ValueError, match="no edges, and gcn needs them"):
-        SplitTrainer(data, settings("gcn"), 0, accelerator)
+        NodeTrainer(data, settings("gcn"), 0, accelerator)
 
 
 def test_full_batch_over_several_processes_is_refused() -> None:
     several = cast(Accelerator, SimpleNamespace(num_processes=4))
     with pytest.raises(ValueError, match="cannot be shared by 4 processes: give --batch-size"):
-        SplitTrainer(blobs(), settings(), 0, several)
+        NodeTrainer(blobs(), settings(), 0, several)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -15,12 +15,13 @@ from osmose.data import NodeData
 from osmose.tasks.checkpoint import CheckpointError
 from osmose.tasks.config import RunConfig
 from osmose.tasks.evaluate import final_metrics
-from osmose.tasks.loop import SplitTrainer, TrainingDivergedError
+from osmose.tasks.loop import TrainingDivergedError
 from osmose.tasks.progress import Reporter
 from osmose.tasks.run import run
 from osmose.tasks.run_folder import RunFolder, RunFolderError
 from osmose.tasks.saved import open_model
 from osmose.tasks.signals import Interrupted, StopRequest
+from osmose.tasks.trainers import NodeTrainer
 
 from .engine_helpers import blobs, limit_files, settings
 
@@ -256,9 +257,9 @@ def test_a_loss_that_is_not_finite_stops_with_advice_and_keeps_the_best_model(tm
 
 
 def test_divergence_later_on_keeps_the_best_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = SplitTrainer._train_epoch
+    train = NodeTrainer._train_epoch
     monkeypatch.setattr(
-        SplitTrainer, "_train_epoch", lambda self: math.nan if self.epoch == 6 else train(self)
+        NodeTrainer, "_train_epoch", lambda self: math.nan if self.epoch == 6 else train(self)
     )
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(TrainingDivergedError, match=r"training loss is nan at epoch 7 of split 0.*is kept"):

@@ -13,7 +13,7 @@ import tyro
 
 from osmose.cli.options import DataOptions, FlatOutput, Output, parse, print_json
 from osmose.cli.train import default_folder
-from osmose.tasks.recipes import MODELS, check_name
+from osmose.tasks.recipes import MODELS, check_name, default_models
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,9 @@ class CompareCommand:
     """
 
     data: Annotated[DataOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=DataOptions)
-    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="{" + ",".join(MODELS) + "} ...")] = (
-        "difformer-s",
-        "mean",
-        "gcn",
-        "mlp",
-    )
-    """the models, in the order of the table"""
+    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="{" + ",".join(MODELS) + "} ...")] = ()
+    """the models, in the order of the table; without it difformer-s mean gcn mlp, for sequences flowformer transformer
+    linear-transformer"""
     splits: int = 5
     """number of splits"""
     trials: int = 0
@@ -48,7 +44,7 @@ class CompareCommand:
     patience: int | None = None
     """patience, instead of every recipe's own"""
     batch_size: int | None = None
-    """nodes per random mini-batch; without it, full batch"""
+    """nodes or sequences per random mini-batch, instead of every recipe's own"""
     device: Literal["auto", "cpu"] | None = None
     """cpu, or auto: the accelerator if there is one"""
     threads: int | None = None
@@ -70,7 +66,9 @@ def main(arguments: list[str]) -> None:
         raise ValueError(
             "compare: which data? Name a data set (`osmose list`) or give a path: osmose compare digits"
         )
-    for name in command.models:
+    data = command.data.plain()
+    models = command.models or default_models(data.source)
+    for name in models:
         check_name(name, MODELS, "model")
     from osmose.tasks.compare import Comparison, compare
     from osmose.tasks.progress import Reporter
@@ -79,8 +77,8 @@ def main(arguments: list[str]) -> None:
     given = ((name, getattr(command, name)) for name in _OVERRIDES)
     overrides = tuple((name, value) for name, value in given if value is not None)
     comparison = Comparison(
-        data=command.data.plain(),
-        models=command.models,
+        data=data,
+        models=models,
         splits=command.splits,
         trials=command.trials,
         search_splits=command.search_splits,

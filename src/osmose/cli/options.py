@@ -41,8 +41,9 @@ class DataOptions(DataConfig):
 class ModelOptions(ModelConfig):
     """Model."""
 
-    name: Annotated[str, tyro.conf.arg(name="model", metavar="{" + ",".join(MODELS) + "}")] = "difformer-s"  # type: ignore[assignment]
-    """which model; mean, gcn and mlp are baselines (mean: the attention replaced by the mean over all tokens)"""
+    name: Annotated[str, tyro.conf.arg(name="model", metavar="{" + ",".join(MODELS) + "}")] = ""  # type: ignore[assignment]
+    """which model (without it difformer-s, for sequences flowformer); baselines: mean (the attention replaced by the mean
+    over all tokens), gcn, mlp; for sequences transformer and linear-transformer, of the same size"""
 
     @classmethod
     def of(cls, config: ModelConfig) -> ModelOptions:

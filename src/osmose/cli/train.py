@@ -23,7 +23,7 @@ from osmose.cli.options import (
     print_json,
 )
 from osmose.tasks.config import RunConfig, TrainConfig
-from osmose.tasks.recipes import recipe
+from osmose.tasks.recipes import default_models, recipe
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,8 @@ def _with_defaults(command: TrainCommand) -> TrainCommand:
         saved = folder.config()
         data = DataOptions(**dataclasses.asdict(saved.data))
         return TrainCommand(data, ModelOptions.of(saved.model), saved.train)
-    model, train = recipe(command.data.plain().source, command.model.name)
+    source = command.data.plain().source
+    model, train = recipe(source, command.model.name or default_models(source)[0])
     return TrainCommand(model=ModelOptions.of(model), train=train)
 
 
@@ -144,7 +145,8 @@ def _folder(command: TrainCommand) -> Path:
     if command.out is not None:
         return command.out
     title = re.sub(r"[^\w.-]+", "-", Path(command.data.source).stem) or "data"
-    return default_folder(f"{title}-{command.model.name}", resume=command.resume, overwrite=command.overwrite)
+    model = command.model.name or default_models(command.data.plain().source)[0]
+    return default_folder(f"{title}-{model}", resume=command.resume, overwrite=command.overwrite)
 
 
 def default_folder(name: str, *, resume: bool, overwrite: bool) -> Path:

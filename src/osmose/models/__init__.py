@@ -1,14 +1,14 @@
 """One readable file for each model family, and ``build``, which makes one from its settings.
 
-Every model is called as ``model(x, graph, batch=...)`` where the graph is None, an edge index, or what
-``model.prepare_graph`` made of one.
+Every model of nodes is called as ``model(x, graph, batch=...)`` where the graph is None, an edge index, or what
+``model.prepare_graph`` made of one; every model of sequences as ``model(values, lengths)``.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .config import ModelConfig
+from .config import SEQUENCE_MODELS, ModelConfig, is_for_sequences
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +21,9 @@ __all__ = [
     "ExactDIFFormer",
     "LanguageModel",
     "ModelConfig",
+    "SequenceClassifier",
     "build",
+    "is_for_sequences",
     "propagation",
     "sparse_features",
 ]
@@ -33,6 +35,7 @@ _HOME = {
     "GCN": "baselines",
     "LanguageModel": "language",
     "MLP": "baselines",
+    "SequenceClassifier": "flowformer",
     "propagation": "graph_term",
     "sparse_features": "layers",
 }
@@ -47,8 +50,10 @@ def __getattr__(name: str):
     return getattr(import_module(f".{_HOME[name]}", __name__), name)
 
 
-def build(config: ModelConfig, in_channels: int, out_channels: int) -> nn.Module:
+def build(config: ModelConfig, in_channels: int, out_channels: int, *, symbols: bool = False) -> nn.Module:
     """The model that ``config`` describes. Settings that its kind does not have are left out.
+
+    With ``symbols`` a model of sequences takes ids below ``in_channels`` in place of that many channels.
 
     Raises:
         ValueError: an unknown name (with the nearest known one), or sizes that are not positive.
@@ -62,6 +67,20 @@ def build(config: ModelConfig, in_channels: int, out_channels: int) -> nn.Module
             raise ValueError(f"ModelConfig: {name} is {getattr(config, name)}; expected at least 1.")
     sizes = (in_channels, config.hidden, out_channels)
     common: dict[str, Any] = {"num_layers": config.layers, "dropout": config.dropout}
+    if is_for_sequences(config.name):
+        from .flowformer import SequenceClassifier
+
+        options: dict[str, Any] = {"preset": config.preset} if config.name == "flowformer" else {}
+        return SequenceClassifier(
+            *sizes,
+            symbols=symbols,
+            num_layers=config.layers,
+            num_heads=config.heads,
+            dropout=config.dropout,
+            patch=config.patch,
+            mixer=SEQUENCE_MODELS[config.name],
+            **options,
+        )
     if config.name == "mlp":
         return MLP(*sizes, **common)
     if config.name == "gcn":
@@ -76,7 +95,7 @@ def build(config: ModelConfig, in_channels: int, out_channels: int) -> nn.Module
     if config.name not in kernels:
         from difflib import get_close_matches
 
-        known = [*kernels, "difformer-exact", "gcn", "mlp"]
+        known = [*kernels, "difformer-exact", "gcn", "mlp", *SEQUENCE_MODELS]
         nearest = get_close_matches(config.name, known, n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise ValueError(f"ModelConfig: name is {config.name!r}; expected one of {', '.join(known)}.{hint}")

@@ -5,7 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-ModelName = Literal["difformer-s", "difformer-a", "difformer-exact", "mean", "gcn", "mlp"]
+ModelName = Literal[
+    "difformer-s",
+    "difformer-a",
+    "difformer-exact",
+    "mean",
+    "gcn",
+    "mlp",
+    "flowformer",
+    "transformer",
+    "linear-transformer",
+]
+
+SEQUENCE_MODELS = {"flowformer": "flow", "transformer": "softmax", "linear-transformer": "linear"}
+"""Models of sequences, and the mixer of each."""
+
+
+def is_for_sequences(name: str) -> bool:
+    """Whether a model takes sequences; the others take nodes or rows."""
+    return name in SEQUENCE_MODELS
 
 
 @dataclass(frozen=True)
@@ -15,7 +33,8 @@ class ModelConfig:
     name: ModelName = "difformer-s"
     """difformer-s (linear cost), difformer-a (sigmoid kernel, quadratic time), difformer-exact (tied layers that
     provably descend their energy), or a baseline:
-    mean (the attention replaced by the mean over all tokens), gcn, mlp."""
+    mean (the attention replaced by the mean over all tokens), gcn, mlp. For sequences: flowformer, or with the same
+    sizes transformer (softmax attention) and linear-transformer."""
     hidden: int = 64
     """width of the hidden state"""
     layers: int = 2
@@ -40,3 +59,7 @@ class ModelConfig:
     """add the input state in every layer"""
     normalization: Literal["row", "frobenius", "none"] = "row"
     """queries and keys of the simple kernel: unit rows (paper), unit Frobenius norm (released code)"""
+    patch: int = 1
+    """sequences: steps that the embedding joins into one token"""
+    preset: Literal["osmose", "paper", "core", "nlp", "rl", "vision", "series", "lra"] = "osmose"
+    """flowformer: variant of Flow-Attention"""

@@ -22,6 +22,7 @@ from osmose.tasks.checkpoint import replace_file
 from osmose.tasks.config import DataConfig, RunConfig
 from osmose.tasks.devices import make_accelerator
 from osmose.tasks.evaluate import percent
+from osmose.tasks.loop import Data
 from osmose.tasks.progress import Reporter
 from osmose.tasks.recipes import recipe
 from osmose.tasks.run import run
@@ -112,7 +113,7 @@ def compare(
         return _read(path / "result.json")
     _check_folder(comparison, path, overwrite=overwrite)
     data = sources.load(comparison.data, comparison.splits)
-    if data.edge_index is None and "gcn" in comparison.models:
+    if isinstance(data, NodeData) and data.edge_index is None and "gcn" in comparison.models:
         raise ValueError(
             f"{comparison.data.source} has no edges, and gcn needs them: give --edges, or leave gcn out"
         )
@@ -167,7 +168,7 @@ def _create(comparison: Comparison, path: Path, *, overwrite: bool) -> None:
 
 
 def _row(
-    comparison: Comparison, name: str, path: Path, data: NodeData, reporter: Reporter, stop: StopRequest
+    comparison: Comparison, name: str, path: Path, data: Data, reporter: Reporter, stop: StopRequest
 ) -> dict[str, Any]:
     """Search (if asked), then train one model on all splits; both go on from what is there."""
     config = comparison.run_config(name)
@@ -202,7 +203,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return {name: values[name] for name in SPACE}
 
 
-def _finish(comparison: Comparison, path: Path, data: NodeData, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _finish(comparison: Comparison, path: Path, data: Data, rows: list[dict[str, Any]]) -> dict[str, Any]:
     result = {
         "source": comparison.data.source,
         "protocol": data.protocol,

@@ -41,9 +41,9 @@ class TrainConfig:
     """How to train."""
 
     lr: float = 0.01
-    """learning rate of Adam"""
+    """learning rate"""
     weight_decay: float = 5e-4
-    """L2 penalty, added to the gradient before Adam scales it (not AdamW)"""
+    """L2 penalty"""
     epochs: int = 500
     """most epochs per split"""
     patience: int = 100
@@ -51,7 +51,11 @@ class TrainConfig:
     eval_every: int = 1
     """epochs between evaluations"""
     batch_size: int | None = None
-    """nodes per random mini-batch (induced subgraph); without it, full batch"""
+    """nodes (as an induced subgraph) or sequences per random mini-batch; without it, full batch"""
+    optimizer: Literal["adam", "radam", "adamw"] = "adam"
+    """adam and radam add the L2 penalty to the gradient, adamw takes it from the weights"""
+    clip: float = 0.0
+    """largest norm of a step's gradient; 0: as it is"""
     splits: int = 1
     """number of splits to train on; where the data have fewer, they are used again with the next seed"""
     seed: int = 0
@@ -74,6 +78,7 @@ class TrainConfig:
         for name in ("epochs", "eval_every", "splits"):
             value = getattr(self, name)
             _require(value >= 1, f"--{name.replace('_', '-')}", value, "1 or more")
+        _require(self.clip >= 0, "--clip", self.clip, "0 (no clipping) or more")
         _require(self.patience >= 0, "--patience", self.patience, "0 (never stop early) or more")
         _require(self.checkpoint_seconds >= 0, "--checkpoint-seconds", self.checkpoint_seconds, "0 or more")
         for name in ("batch_size", "threads"):

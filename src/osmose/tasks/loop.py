@@ -1,26 +1,21 @@
-"""The training loop for one split: an explicit loop over epochs, nothing hidden.
-
-Shapes: x (n, c), y (n,), logits (n, classes). One forward pass per evaluation serves every part of the split.
-"""
+"""The training loop for one split: an explicit loop over epochs, the same for every kind of data (trainers.py)."""
 
 from __future__ import annotations
 
-import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from osmose.data import NodeData, Split
-from osmose.models import build, sparse_features
-from osmose.tasks.batches import mini_batches
-from osmose.tasks.config import RunConfig
+from osmose.data.sequence import SequenceData
+from osmose.models import build, is_for_sequences
+from osmose.tasks.config import RunConfig, TrainConfig
 from osmose.tasks.devices import seed_everything
 
 
@@ -49,57 +44,66 @@ class EarlyStopping:
         return self.patience > 0 and epoch - self.epoch >= self.patience
 
 
-def move(data: NodeData, device: torch.device) -> NodeData:
-    """The same data on `device` (the object itself when they are there already)."""
-    if data.x.device.type == device.type:
-        return data
-    tensors = {name: getattr(data, name) for name in ("x", "y", "edge_index", "edge_weight")}
-    moved = {name: None if value is None else value.to(device) for name, value in tensors.items()}
-    there = copy.copy(data)  # not built anew: the data were checked when they were made
-    vars(there).update(moved)
-    there.splits = [Split(*(part.to(device) for part in split.parts().values())) for split in data.splits]
-    return there
+Data = NodeData | SequenceData
 
 
-def check_trainable(data: NodeData, config: RunConfig, processes: int) -> None:
+def check_trainable(data: Data, config: RunConfig, processes: int) -> None:
     """Raise ValueError where data, model settings and processes do not go together; takes milliseconds."""
+    name = config.model.name
+    if is_for_sequences(name) != isinstance(data, SequenceData):
+        kind, others = (
+            ("sequences", "nodes or rows")
+            if isinstance(data, SequenceData)
+            else ("nodes or rows", "sequences")
+        )
+        raise ValueError(
+            f"{data.name} holds {kind}, and {name} is a model of {others}: choose another --model (`osmose list`)"
+        )
     if processes > 1 and config.train.batch_size is None:
         raise ValueError(
             f"full-batch training cannot be shared by {processes} processes: give --batch-size, or start one process"
         )
-    if config.model.name == "gcn" and data.edge_index is None:
+    if processes > 1 and isinstance(data, SequenceData):
+        raise ValueError(f"sequences are trained by one process, not {processes}: start it without torchrun")
+    if name == "gcn" and isinstance(data, NodeData) and data.edge_index is None:
         raise ValueError(
             f"{data.name} has no edges, and gcn needs them: give --edges or --knn, or another --model"
         )
     if not 0 <= config.model.dropout < 1:
         raise ValueError(f"--dropout is {config.model.dropout}; expected a probability in [0, 1)")
     with torch.device("meta"):  # parameters without storage: only the settings are checked
-        build(config.model, data.x.shape[1], len(data.classes))
+        build(config.model, data.num_features, data.num_classes, symbols=_symbols(data))
 
 
-class SplitTrainer:
-    """A model, its optimizer and its best state on one split.
+def _symbols(data: Data) -> bool:
+    return isinstance(data, SequenceData) and data.vocab is not None
+
+
+class SplitTrainer(ABC):
+    """A model, its optimizer and its best state on one split: what all kinds of data share.
 
     Split `index` trains on `data.splits[index % len(data.splits)]` with seed `config.train.seed + index`. Raises ValueError
     where the data cannot be trained on as asked.
     """
 
-    def __init__(self, data: NodeData, config: RunConfig, index: int, accelerator: Accelerator) -> None:
+    def __init__(self, data: Data, config: RunConfig, index: int, accelerator: Accelerator) -> None:
         self.index, self.accelerator, self.settings = index, accelerator, config.train
         check_trainable(data, config, accelerator.num_processes)
         number = index % len(data.splits)
-        data = move(data.for_split(number), accelerator.device)
-        self.data, self.split = data, data.splits[number]
+        self.prepared = data.for_split(number)
+        self.channels, self.classes = data.num_features, data.classes
+        self.symbols, self.preprocessing = _symbols(data), self.prepared.preprocessing
+        self.y = self.prepared.y.to(accelerator.device)
+        parts = data.splits[number].parts().values()
+        self.split = Split(*(part.to(accelerator.device) for part in parts))
         self.seed = self.settings.seed + index
         seed_everything(self.seed)
-        self.model: nn.Module = build(config.model, data.x.shape[1], len(data.classes))
+        self.model: nn.Module = build(config.model, data.num_features, data.num_classes, symbols=self.symbols)
         self.parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=True
+        self.stepper, self.optimizer = accelerator.prepare(
+            self.model, make_optimizer(self.model, self.settings)
         )
-        self.stepper, self.optimizer = accelerator.prepare(self.model, optimizer)
-        self.graph = self._prepare_graph(data.edge_index, data.edge_weight, len(data.x))
-        self.features = sparse_features(data.x)
+        self._prepare()
         self.live = self.model.state_dict()  # views of the parameters, not copies
         self.best = {name: value.clone() for name, value in self.live.items()}
         self.stopping = EarlyStopping(self.settings.patience)
@@ -107,10 +111,21 @@ class SplitTrainer:
         if accelerator.num_processes > 1:  # every process drops out other units
             torch.manual_seed(self.seed + 7919 * (accelerator.process_index + 1))
 
-    def _prepare_graph(self, edge_index: Tensor | None, edge_weight: Tensor | None, num_nodes: int) -> Any:
-        if edge_index is None:
-            return None
-        return self.model.prepare_graph(edge_index, edge_weight, num_nodes)  # type: ignore[operator]
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Put the data where training wants them."""
+
+    @abstractmethod
+    def _train_epoch(self) -> float:
+        """All steps of one epoch; gives the mean training loss."""
+
+    @abstractmethod
+    def _results(self) -> list[list[float]]:
+        """Loss and accuracy on train and on valid."""
+
+    @abstractmethod
+    def logits(self) -> Tensor:
+        """``(n, classes)`` in float32 for everything there is, without dropout, with the current weights."""
 
     @property
     def finished(self) -> bool:
@@ -135,49 +150,16 @@ class SplitTrainer:
                 on_evaluation(self._evaluate(loss))
             after_epoch()
 
-    def _train_epoch(self) -> float:
-        self.stepper.train()
-        if self.settings.batch_size is None:
-            logits = self.stepper(self.features, self.graph)
-            train = self.split.train
-            return self._step(F.cross_entropy(logits[train].float(), self.data.y[train])).item()
-        losses = [self._step(loss) for loss in self._batch_losses()]
-        mean = torch.stack(losses).mean()
-        return self.accelerator.reduce(mean, "mean").item()
-
-    def _batch_losses(self) -> Any:
-        for batch in mini_batches(
-            num_nodes=len(self.data.x),
-            edge_index=self.data.edge_index,
-            edge_weight=self.data.edge_weight,
-            train=self.split.train,
-            batch_size=self.settings.batch_size or len(self.data.x),
-            generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch),
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-        ):
-            graph = self._prepare_graph(batch.edge_index, batch.edge_weight, len(batch.nodes))
-            logits = self.stepper(self.data.x[batch.nodes], graph)[batch.labelled].float()
-            target = self.data.y[batch.nodes[batch.labelled]]
-            # A process without a label in this step still takes part: its loss is 0 and its gradients are 0.
-            yield F.cross_entropy(logits, target, reduction="sum") * batch.scale
-
     def _step(self, loss: Tensor) -> Tensor:
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
+        if self.settings.clip:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.optimizer.step()
         return loss.detach()
 
     def _evaluate(self, train_loss: float) -> dict[str, Any]:
-        parts = [self.split.train, self.split.valid]
-        if self.accelerator.num_processes == 1:
-            results = _measure(self.logits(), self.data.y, parts).tolist()
-        else:  # one process looks, all hear the same numbers, so that all stop at the same epoch
-            table = torch.zeros(2, 2, dtype=torch.float64, device=self.data.x.device)
-            if self.accelerator.is_main_process:
-                table = _measure(self.logits(), self.data.y, parts)
-            results = broadcast(table).tolist()
-        (_, train_accuracy), (valid_loss, valid_accuracy) = results
+        (_, train_accuracy), (valid_loss, valid_accuracy) = self._results()
         self._check_finite(valid_loss, "validation loss", self.epoch)
         improved = self.stopping.update(self.epoch, valid_accuracy, valid_loss)
         if improved:
@@ -192,12 +174,6 @@ class SplitTrainer:
             "valid_accuracy": valid_accuracy,
             "best": improved,
         }
-
-    @torch.no_grad()
-    def logits(self) -> Tensor:
-        """One forward pass over all nodes with the current weights, without dropout."""
-        self.model.eval()
-        return self.model(self.features, self.graph).float()
 
     def use_best(self) -> None:
         """Put the best state into the model."""
@@ -224,11 +200,10 @@ class SplitTrainer:
         return {"split": self.index, "epoch": self.epoch, "stopping": asdict(self.stopping)}
 
 
-def _measure(logits: Tensor, y: Tensor, parts: list[Tensor]) -> Tensor:
-    """(parts, 2) in float64: mean cross-entropy and accuracy on each part."""
-    rows = []
-    for index in parts:
-        chosen, target = logits[index], y[index]
-        rows.append(F.cross_entropy(chosen, target).double())
-        rows.append((chosen.argmax(dim=1) == target).double().mean())
-    return torch.stack(rows).view(len(parts), 2)
+def make_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer by its name; the L2 penalty goes into the gradient, but for adamw."""
+    common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "radam":
+        return torch.optim.RAdam(model.parameters(), **common)
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind(model.parameters(), fused=True, **common)

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any, get_args
 
-from osmose.models.config import ModelConfig, ModelName
+from osmose.models.config import ModelConfig, ModelName, is_for_sequences
 from osmose.tasks.config import TrainConfig
 
 MODELS: tuple[str, ...] = get_args(ModelName)
@@ -25,6 +25,28 @@ _DIGITS = {"lr": 1e-2, "weight_decay": 5e-4, "epochs": 200, "patience": 60, "spl
 _RELEASED = {"normalization": "frobenius"}
 _RELEASED_A = {"normalization": "none"}
 _NO_NORM = {"residual": False, "layer_norm": False}
+
+# The paper's series models have width 512, 8 heads and 100 epochs of RAdam with lr 1e-3, batch 16, clip 4; these are sizes for
+# a CPU, and the epoch is chosen on validation.
+_SERIES = {
+    "optimizer": "radam",
+    "lr": 1e-3,
+    "weight_decay": 0.0,
+    "batch_size": 16,
+    "clip": 4.0,
+    "patience": 0,
+    "splits": 5,
+}
+_SEQUENCE_MODEL = {"hidden": 64, "layers": 2, "heads": 8, "dropout": 0.1}
+_SYMBOLS = {
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "weight_decay": 0.01,
+    "batch_size": 32,
+    "clip": 1.0,
+    "patience": 0,
+    "splits": 1,
+}
 
 # task -> model -> (model settings, training settings); "*" serves the models that are not named.
 _RECIPES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
@@ -75,12 +97,28 @@ _RECIPES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
         "gcn": ({"hidden": 300, "layers": 2, "dropout": 0.5}, _NEWS | {"weight_decay": 5e-4}),
         "mlp": ({"hidden": 300, "layers": 1, "dropout": 0.5}, _NEWS | {"weight_decay": 5e-4}),
     },
+    "japanese-vowels": {"*": (_SEQUENCE_MODEL, _SERIES | {"epochs": 60})},
+    "scp1": {"*": (_SEQUENCE_MODEL | {"patch": 8}, _SERIES | {"epochs": 40})},
+    "basic-motions": {"*": (_SEQUENCE_MODEL | {"patch": 2}, _SERIES | {"epochs": 60})},
+    "digits-pixels": {"*": (_SEQUENCE_MODEL, _SYMBOLS | {"epochs": 60})},
+    "imdb": {"*": (_SEQUENCE_MODEL | {"patch": 4}, _SYMBOLS | {"epochs": 10})},
+    "listops": {"*": (_SEQUENCE_MODEL | {"patch": 1}, _SYMBOLS | {"epochs": 5})},
+    "cifar-pixels": {"*": (_SEQUENCE_MODEL | {"patch": 4}, _SYMBOLS | {"epochs": 10})},
     "digits": {
         "*": ({"hidden": 64, "layers": 2, "dropout": 0.2}, _DIGITS),
         "gcn": ({"hidden": 64, "layers": 2, "dropout": 0.5}, _DIGITS),
         "mlp": ({"hidden": 64, "layers": 1, "dropout": 0.5}, _DIGITS),
     },
 }
+
+
+def default_models(task: str) -> tuple[str, ...]:
+    """What is compared on a task if no models are named; the first is what is trained."""
+    from osmose.data import kind
+
+    if kind(task) == "sequences":
+        return ("flowformer", "transformer", "linear-transformer")
+    return ("difformer-s", "mean", "gcn", "mlp")
 
 
 def recipe(task: str, model: str) -> tuple[ModelConfig, TrainConfig]:
@@ -90,6 +128,8 @@ def recipe(task: str, model: str) -> tuple[ModelConfig, TrainConfig]:
     """
     check_name(model, MODELS, "model")
     by_model = _RECIPES.get(task, {})
+    if not by_model and is_for_sequences(model):
+        by_model = {"*": (_SEQUENCE_MODEL, _SERIES | {"epochs": 60, "splits": 1})}
     model_settings, train_settings = by_model.get(model, by_model.get("*", ({}, {})))
     return ModelConfig(name=model, **model_settings), TrainConfig(**train_settings)  # type: ignore[arg-type]
 

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from osmose.data import NodeData
 from osmose.tasks import checkpoint, environment, figures, sources, state
 from osmose.tasks.config import RESUMABLE, RunConfig
 from osmose.tasks.devices import make_accelerator, on_main
 from osmose.tasks.evaluate import final_metrics, summary
-from osmose.tasks.loop import SplitTrainer, TrainingDivergedError, check_trainable
+from osmose.tasks.loop import Data, SplitTrainer, TrainingDivergedError, check_trainable
 from osmose.tasks.progress import Reporter
 from osmose.tasks.run_folder import RunFolder, RunFolderError
 from osmose.tasks.signals import Interrupted, StopRequest
+from osmose.tasks.trainers import make_trainer
 
 
 def run(
@@ -27,7 +27,7 @@ def run(
     overwrite: bool = False,
     reporter: Reporter | None = None,
     stop: StopRequest | None = None,
-    data: NodeData | None = None,
+    data: Data | None = None,
 ) -> dict[str, Any]:
     """Train as `config` says into `folder`; returns the result that result.json holds.
 
@@ -84,7 +84,7 @@ class _Run:
         self,
         config: RunConfig,
         folder: RunFolder,
-        data: NodeData,
+        data: Data,
         accelerator: Accelerator,
         reporter: Reporter,
         stop: StopRequest,
@@ -142,7 +142,7 @@ class _Run:
         return result
 
     def _train_split(self, index: int) -> dict[str, Any]:
-        trainer = SplitTrainer(self.data, self.config, index, self.accelerator)
+        trainer = make_trainer(self.data, self.config, index, self.accelerator)
         if self.saved is not None:
             state.restore(trainer, *self.saved, self.folder)
             self.saved = None
@@ -214,7 +214,7 @@ class _Run:
             "seed": trainer.seed,
             "epochs": trainer.epoch,
             "best_epoch": trainer.stopping.epoch,
-            **final_metrics(trainer.logits(), trainer.data.y, trainer.split),
+            **final_metrics(trainer.logits(), trainer.y, trainer.split),
             "seconds": seconds,
             "parameters": trainer.parameters,
         }
@@ -233,9 +233,10 @@ class _Run:
             "split": trainer.index,
             "epoch": trainer.stopping.epoch,
             "valid_accuracy": trainer.stopping.accuracy,
-            "channels": trainer.data.x.shape[1],
-            "classes": trainer.data.classes,
-            "preprocessing": trainer.data.preprocessing,
+            "channels": trainer.channels,
+            "symbols": trainer.symbols,
+            "classes": trainer.classes,
+            "preprocessing": trainer.preprocessing,
         }
         checkpoint.save(self.folder.model_file, trainer.best, meta)
 

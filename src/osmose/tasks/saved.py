@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from osmose.data import DataError, NodeData, load_new
+from osmose.data import DataError, load_new
+from osmose.data.sequence import SequenceData
 from osmose.models import build, sparse_features
 from osmose.tasks import checkpoint, sources
 from osmose.tasks.config import RESUMABLE, RunConfig
 from osmose.tasks.evaluate import final_metrics
+from osmose.tasks.loop import Data
 from osmose.tasks.run_folder import RunFolder, RunFolderError
+from osmose.tasks.trainers import sequence_logits
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,10 @@ class SavedModel:
     preprocessing: dict[str, Any]
 
     @torch.no_grad()
-    def logits(self, data: NodeData) -> Tensor:
-        """One forward pass over all nodes of `data`: (n, classes) in float32."""
+    def logits(self, data: Data) -> Tensor:
+        """All nodes or sequences of `data`: (n, classes) in float32."""
+        if isinstance(data, SequenceData):
+            return sequence_logits(self.model, data, torch.arange(data.num_sequences), torch.device("cpu"))
         graph = None
         if data.edge_index is not None:
             graph = self.model.prepare_graph(data.edge_index, data.edge_weight, len(data.x))  # type: ignore[operator]
@@ -57,7 +62,8 @@ def open_model(folder: RunFolder) -> SavedModel:
             f"{folder.model_file} is the model of another run than {folder.config_file} describes "
             f"({'; '.join(different[:3])}); bring the run's own files back together"
         )
-    model = build(config.model, meta["channels"], len(meta["classes"]))
+    symbols = meta.get("symbols", False)
+    model = build(config.model, meta["channels"], len(meta["classes"]), symbols=symbols)
     checkpoint.load_weights(model, weights, folder.model_file)
     model.eval()
     return SavedModel(
@@ -131,10 +137,10 @@ def predict(folder: RunFolder, source: str | Path | None, edges: Path | None = N
     return Predictions(saved.classes, saved.logits(data).softmax(dim=1), data.y, data.ids, data.notes)
 
 
-def _check_channels(saved: SavedModel, data: NodeData, source: str) -> None:
-    if data.x.shape[1] != saved.channels:
+def _check_channels(saved: SavedModel, data: Data, source: str) -> None:
+    if data.num_features != saved.channels:
         raise DataError(
-            f"{source} has {data.x.shape[1]} features; the model was trained with {saved.channels}"
+            f"{source} has {data.num_features} features; the model was trained with {saved.channels}"
         )
 
 

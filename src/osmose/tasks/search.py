@@ -17,12 +17,12 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from osmose.data import NodeData
 from osmose.tasks.config import RunConfig
 from osmose.tasks.devices import make_accelerator
-from osmose.tasks.loop import SplitTrainer, TrainingDivergedError
+from osmose.tasks.loop import Data, TrainingDivergedError
 from osmose.tasks.progress import Reporter
 from osmose.tasks.signals import Interrupted, StopRequest
+from osmose.tasks.trainers import make_trainer
 
 SPACE: dict[str, tuple[Any, ...]] = {
     "lr": (5e-4, 1e-3, 5e-3, 1e-2),
@@ -51,7 +51,7 @@ def with_settings(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
 
 def search(
     config: RunConfig,
-    data: NodeData,
+    data: Data,
     database: Path,
     *,
     trials: int,
@@ -124,7 +124,7 @@ def describe(settings: dict[str, Any]) -> str:
 
 
 def _validation(
-    config: RunConfig, data: NodeData, splits: int, reporter: Reporter, stop: StopRequest, title: str
+    config: RunConfig, data: Data, splits: int, reporter: Reporter, stop: StopRequest, title: str
 ) -> tuple[float, float]:
     """Mean best validation accuracy and loss over the first `splits` splits."""
 
@@ -136,7 +136,7 @@ def _validation(
     accuracies, losses = [], []
     try:
         for index in range(splits):
-            trainer = SplitTrainer(data, config, index, accelerator)
+            trainer = make_trainer(data, config, index, accelerator)
             reporter.start(title, config.train.epochs)
             trainer.fit(reporter.epoch, check)
             accuracies.append(max(trainer.stopping.accuracy, 0.0))

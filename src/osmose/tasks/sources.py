@@ -6,10 +6,11 @@ import zlib
 from pathlib import Path
 
 from osmose import data
+from osmose.data.sequence import SequenceData
 from osmose.tasks.config import DataConfig
 
 
-def load(config: DataConfig, splits: int) -> data.NodeData:
+def load(config: DataConfig, splits: int) -> data.NodeData | SequenceData:
     """Load the data of a run; `splits` is the number of random splits to draw where the protocol draws them."""
     return data.load(
         config.source,
@@ -26,10 +27,16 @@ def load(config: DataConfig, splits: int) -> data.NodeData:
     )
 
 
-def fingerprint(loaded: data.NodeData) -> str:
-    """CRC-32 over features, labels and edges. O(size of the data)."""
+def fingerprint(loaded: data.NodeData | SequenceData) -> str:
+    """CRC-32 over the tensors of the data. O(size of the data)."""
     value = 0
-    for tensor in (loaded.x, loaded.y, loaded.edge_index, loaded.edge_weight):
+    names = (
+        ("values", "ptr", "y")
+        if isinstance(loaded, SequenceData)
+        else ("x", "y", "edge_index", "edge_weight")
+    )
+    for name in names:
+        tensor = getattr(loaded, name)
         if tensor is not None:
             value = zlib.crc32(tensor.contiguous().numpy().tobytes(), value)
     return f"{value:08x}"

@@ -1,0 +1,159 @@
+"""What each kind of data brings to the training loop: its batches, its loss, and the scores of its parts.
+
+Shapes: n nodes or sequences, logits (n, classes).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+
+from osmose.data import NodeData
+from osmose.data.sequence import SequenceData
+from osmose.models import sparse_features
+from osmose.tasks.batches import mini_batches
+from osmose.tasks.config import RunConfig
+from osmose.tasks.loop import Data, SplitTrainer
+
+
+def make_trainer(data: Data, config: RunConfig, index: int, accelerator: Accelerator) -> SplitTrainer:
+    """The trainer of one split for this kind of data."""
+    kind = SequenceTrainer if isinstance(data, SequenceData) else NodeTrainer
+    return kind(data, config, index, accelerator)
+
+
+class NodeTrainer(SplitTrainer):
+    """Nodes of one set: full batch, or random mini-batches as induced subgraphs. Evaluation is always of the whole set."""
+
+    def _prepare(self) -> None:
+        assert isinstance(self.prepared, NodeData)
+        self.data = move(self.prepared, self.accelerator.device)
+        self.graph = self._prepare_graph(self.data.edge_index, self.data.edge_weight, len(self.data.x))
+        self.features = sparse_features(self.data.x)
+
+    def _prepare_graph(self, edge_index: Tensor | None, edge_weight: Tensor | None, num_nodes: int) -> Any:
+        if edge_index is None:
+            return None
+        return self.model.prepare_graph(edge_index, edge_weight, num_nodes)  # type: ignore[operator]
+
+    def _train_epoch(self) -> float:
+        self.stepper.train()
+        if self.settings.batch_size is None:
+            logits = self.stepper(self.features, self.graph)
+            train = self.split.train
+            return self._step(F.cross_entropy(logits[train].float(), self.data.y[train])).item()
+        losses = [self._step(loss) for loss in self._batch_losses()]
+        mean = torch.stack(losses).mean()
+        return self.accelerator.reduce(mean, "mean").item()
+
+    def _batch_losses(self) -> Any:
+        for batch in mini_batches(
+            num_nodes=len(self.data.x),
+            edge_index=self.data.edge_index,
+            edge_weight=self.data.edge_weight,
+            train=self.split.train,
+            batch_size=self.settings.batch_size or len(self.data.x),
+            generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch),
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        ):
+            graph = self._prepare_graph(batch.edge_index, batch.edge_weight, len(batch.nodes))
+            logits = self.stepper(self.data.x[batch.nodes], graph)[batch.labelled].float()
+            target = self.data.y[batch.nodes[batch.labelled]]
+            # A process without a label in this step still takes part: its loss is 0 and its gradients are 0.
+            yield F.cross_entropy(logits, target, reduction="sum") * batch.scale
+
+    def _results(self) -> list[list[float]]:
+        parts = [self.split.train, self.split.valid]
+        if self.accelerator.num_processes == 1:
+            return _measure(self.logits(), self.y, parts).tolist()
+        # one process looks, all hear the same numbers, so that all stop at the same epoch
+        table = torch.zeros(2, 2, dtype=torch.float64, device=self.y.device)
+        if self.accelerator.is_main_process:
+            table = _measure(self.logits(), self.y, parts)
+        return broadcast(table).tolist()
+
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        self.model.eval()
+        return self.model(self.features, self.graph).float()
+
+
+class SequenceTrainer(SplitTrainer):
+    """Sequences of different lengths: random mini-batches of the training part, padded to the longest of each."""
+
+    def _prepare(self) -> None:
+        assert isinstance(self.prepared, SequenceData)
+        self.data = self.prepared
+        self.right = 0  # of the training part in the last epoch, while the model was trained
+
+    def _train_epoch(self) -> float:
+        self.stepper.train()
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        train = self.split.train.cpu()
+        order = train[torch.randperm(len(train), generator=draw)]
+        total = torch.zeros((), device=self.y.device)
+        self.right = 0
+        for index in order.split(self.settings.batch_size or len(order)):
+            logits = forward(self.stepper, self.data, index, self.accelerator.device)
+            target = self.y[index.to(self.y.device)]
+            total += self._step(F.cross_entropy(logits, target)) * len(index)
+            self.right += int((logits.detach().argmax(1) == target).sum())
+        return total.item() / len(order)
+
+    def _results(self) -> list[list[float]]:
+        valid = self.split.valid
+        loss_accuracy = _measure(self._of(valid.cpu()), self.y[valid], [torch.arange(len(valid))]).tolist()
+        return [[math.nan, self.right / len(self.split.train)], *loss_accuracy]
+
+    def logits(self) -> Tensor:
+        return self._of(torch.arange(self.data.num_sequences))
+
+    def _of(self, index: Tensor) -> Tensor:
+        return sequence_logits(self.model, self.data, index, self.accelerator.device)
+
+
+def forward(model: nn.Module, data: SequenceData, index: Tensor, device: torch.device) -> Tensor:
+    """Logits of some sequences as one padded batch, in float32."""
+    values, lengths = data.batch(index)
+    return model(values.to(device), lengths.to(device)).float()
+
+
+@torch.no_grad()
+def sequence_logits(
+    model: nn.Module, data: SequenceData, index: Tensor, device: torch.device, batch_size: int = 256
+) -> Tensor:
+    """Logits ``(k, classes)`` of the sequences in ``index``, without dropout, similar lengths side by side."""
+    model.eval()
+    order = data.lengths[index].argsort(stable=True)
+    parts = [forward(model, data, part, device) for part in index[order].split(batch_size)]
+    out = torch.cat(parts)
+    return out[order.argsort().to(out.device)]
+
+
+def move(data: NodeData, device: torch.device) -> NodeData:
+    """The same data on `device` (the object itself when they are there already)."""
+    if data.x.device.type == device.type:
+        return data
+    there = copy.copy(data)  # not built anew: the data were checked when they were made
+    for name in ("x", "y", "edge_index", "edge_weight"):
+        value = getattr(data, name)
+        setattr(there, name, None if value is None else value.to(device))
+    return there
+
+
+def _measure(logits: Tensor, y: Tensor, parts: list[Tensor]) -> Tensor:
+    """(parts, 2) in float64: mean cross-entropy and accuracy on each part."""
+    rows = []
+    for index in parts:
+        chosen, target = logits[index], y[index]
+        rows.append(F.cross_entropy(chosen, target).double())
+        rows.append((chosen.argmax(dim=1) == target).double().mean())
+    return torch.stack(rows).view(len(parts), 2)
