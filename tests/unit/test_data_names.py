@@ -12,7 +12,8 @@ from osmose.data import OWN_PROTOCOLS, PROTOCOLS, DataError, DataNotFoundError, 
 
 
 def test_names_and_protocols():
-    assert list(names()) == ["digits", "cora", "citeseer", "chameleon", "20news"]
+    series = ["japanese-vowels", "scp1", "basic-motions"]
+    assert list(names()) == ["digits", "cora", "citeseer", "chameleon", "20news", *series]
     assert set(names()) == set(PROTOCOLS)
     assert {name: next(iter(known)) for name, known in PROTOCOLS.items()} == {
         "digits": "few-label",
@@ -20,13 +21,21 @@ def test_names_and_protocols():
         "citeseer": "random",
         "chameleon": "fixed",
         "20news": "few-label",
+        **dict.fromkeys(series, "holdout"),
     }
     assert list(OWN_PROTOCOLS) == ["given", "stratified", "few-label"]
 
 
 def test_public_surface():
-    classes = {"DataError", "DataNotFoundError", "NodeData", "Split"}
-    assert set(data.__all__) == classes | {"OWN_PROTOCOLS", "PROTOCOLS", "load", "load_new", "names"}
+    classes = {"DataError", "DataNotFoundError", "NodeData", "SequenceData", "Split"}
+    assert set(data.__all__) == classes | {
+        "OWN_PROTOCOLS",
+        "PROTOCOLS",
+        "kind",
+        "load",
+        "load_new",
+        "names",
+    }
     assert all(hasattr(data, name) for name in data.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = data.nothing
@@ -34,7 +43,7 @@ def test_public_surface():
 
 def test_names_import_nothing_heavy():
     code = (
-        "import sys; from osmose.data import names, PROTOCOLS, load, load_new, DataError; names();"
+        "import sys; from osmose.data import names, PROTOCOLS, load, load_new, kind, DataError; names(); kind('scp1');"
         "print([m for m in ('torch', 'numpy', 'sklearn', 'torch_geometric', 'pandas') if m in sys.modules])"
     )
     assert (

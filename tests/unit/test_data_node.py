@@ -121,5 +121,5 @@ def test_text_is_short():
     assert (
         repr(data) == "NodeData('set', protocol 'given': 6 nodes, 2 features, 2 edges, 2 classes, 1 splits)"
     )
-    assert repr(data.splits[0]) == "Split(train=2, valid=1, test=1 nodes)"
+    assert repr(data.splits[0]) == "Split(train=2, valid=1, test=1)"
     assert "no edges" in repr(replace(data, edge_index=None))

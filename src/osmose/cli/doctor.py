@@ -87,7 +87,7 @@ def _data() -> tuple[str, str]:
     )
     if folder and not Path(folder).is_dir():
         return "broken", f"OSMOSE_DATA is {folder}, which is no folder"
-    return "ok", f"digits: {len(digits.x)} rows; {raw}"
+    return "ok", f"digits: {len(digits.y)} rows; {raw}"
 
 
 def _computation() -> tuple[str, str]:

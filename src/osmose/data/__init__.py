@@ -1,7 +1,8 @@
-"""Data sets as nodes with features, labels, edges and splits: public ones by name, the user's own by path.
+"""Data sets with labels and splits, as nodes (with or without edges) or as sequences: public ones by name, the user's
+own by path.
 
-`load("cora")`, `load("table.csv", label="species")`, `load("folder/")`; `load_new` prepares new rows for a trained
-model. Names and protocols are to be had without torch; what is heavy is imported when used.
+`load("cora")`, `load("table.csv", label="species")`, `load("X_TRAIN.ts")`; `load_new` prepares new rows or sequences for
+a trained model. Names and protocols are to be had without torch; what is heavy is imported when used.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from .catalog import OWN_PROTOCOLS, PROTOCOLS, names
 from .errors import DataError, DataNotFoundError
+from .kind import kind
 
 if TYPE_CHECKING:
     from .node import NodeData, Split
+    from .sequence import SequenceData
 
 __all__ = [
     "OWN_PROTOCOLS",
@@ -21,7 +24,9 @@ __all__ = [
     "DataError",
     "DataNotFoundError",
     "NodeData",
+    "SequenceData",
     "Split",
+    "kind",
     "load",
     "load_new",
     "names",
@@ -33,6 +38,10 @@ def __getattr__(name: str) -> Any:
         from . import node
 
         return getattr(node, name)
+    if name == "SequenceData":
+        from .sequence import SequenceData
+
+        return SequenceData
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -50,12 +59,12 @@ def load(
     id: str | None = None,
     ignore: tuple[str, ...] = (),
     directed: bool = False,
-) -> NodeData:
-    """Node data by the name of a public set or by the path of the user's own.
+) -> NodeData | SequenceData:
+    """Data by the name of a public set or by the path of the user's own; `kind(source)` says which of the two.
 
     Args:
-        source: one of `names()`; or a CSV table, an `.npz`, or a folder of arrays (formats: docs/data.md).
-        protocol: how the nodes are divided, one of `PROTOCOLS[name]` or `OWN_PROTOCOLS`; None: the default.
+        source: one of `names()`; or a CSV table, an `.npz`, a folder of arrays, `.ts` files (formats: docs/data.md).
+        protocol: how nodes or sequences are divided, one of `PROTOCOLS[name]` or `OWN_PROTOCOLS`; None: the default.
         splits: number of splits; None: 5 where they are drawn, all where they are given. At most as many as
             the data give. Split i of a seed does not depend on this number.
         seed: of the random splits.
@@ -69,7 +78,7 @@ def load(
         directed: keep the direction of the user's edges; else both directions are stored.
 
     Returns:
-        checked `NodeData`.
+        checked `NodeData` or `SequenceData`.
 
     Raises:
         DataError: a ValueError that names the file or argument, what came, what was expected, what to do.
@@ -99,11 +108,11 @@ def load_new(
     *,
     edges: str | Path | None = None,
     root: str | Path | None = None,
-) -> NodeData:
-    """New rows or nodes for a trained model: `NodeData` without splits, labels -1 where there are none.
+) -> NodeData | SequenceData:
+    """New rows, nodes or sequences for a trained model: data without splits, labels -1 where there are none.
 
     Args:
-        source: rows in the form of the training data (the same columns, or the same number of features); for a
+        source: for sequences a `.ts` file or an `.npz`; else rows in the form of the training data (the same columns, or the same number of features); for a
             public set its name, or an `.npz`, folder, `.npy` or CSV of features.
         preprocessing: `NodeData.preprocessing` of the training data (after JSON too). Its means, scales and
             categories are applied, nothing is fitted; a nearest-neighbour graph is made among the new rows.

@@ -18,6 +18,7 @@ from .read import load_npy, load_npz, number, read_rows
 _VALID = ("valid", "val")
 _NAMES: dict[str, tuple[str, ...]] = {
     "x": ("x", "features", "node_features"),
+    "ptr": ("ptr",),
     "y": ("y", "labels", "label", "node_labels"),
     "edges": ("edge_index", "edges"),
     "weight": ("edge_weight", "edge_weights"),

@@ -19,6 +19,8 @@ class Entry:
     """size of the validation part where the protocol draws it"""
     test: int | None = None
     """size of the test part where the protocol draws it; None: all that is left"""
+    kind: str = "nodes"
+    """nodes or sequences"""
 
 
 BEST_ON_TEST = "best-on-test"
@@ -26,6 +28,13 @@ BEST_ON_TEST = "best-on-test"
 
 _RANDOM = "20 labels a class, 500 validation, 1000 test, a new random draw for every split (DIFFormer)"
 _PUBLIC = "the fixed split of Planetoid: 20 labels a class, 500 validation, 1000 test"
+
+_OPTIMISTIC = "validation is the test part, so its figures are optimistic: only to compare with tables published that way"
+SERIES_PROTOCOLS: dict[str, str] = {
+    "holdout": "20 % of the training file for validation, class by class, a new draw for every split; the test file",
+    BEST_ON_TEST: _OPTIMISTIC,
+}
+"""Protocols of series that come with a training and a test file."""
 
 CATALOG: dict[str, Entry] = {
     "digits": Entry(
@@ -58,6 +67,21 @@ CATALOG: dict[str, Entry] = {
         {"few-label": "100 labels a class (or 200, 400), 1000 validation, the rest test; kNN graph, k = 5"},
         labels_per_class=100,
         valid=1000,
+    ),
+    "japanese-vowels": Entry(
+        "640 spoken vowels as series of 7 to 29 steps, 12 channels, 9 speakers (UEA)",
+        SERIES_PROTOCOLS,
+        kind="sequences",
+    ),
+    "scp1": Entry(
+        "SelfRegulationSCP1: 561 EEG recordings of 896 steps, 6 channels, 2 classes (UEA)",
+        SERIES_PROTOCOLS,
+        kind="sequences",
+    ),
+    "basic-motions": Entry(
+        "BasicMotions: 80 recordings of a wrist sensor, 100 steps, 6 channels, 4 classes (UEA)",
+        SERIES_PROTOCOLS,
+        kind="sequences",
     ),
 }
 

@@ -18,18 +18,21 @@ from .node import NodeData
 from .own import read_arrays, read_edges
 from .read import read_table
 from .resolve import TABLES, existing_source, load_source, named
+from .sequence import SequenceData
 from .table import apply
 
 
 def load_new_source(
     source: str | Path, preprocessing: dict[str, Any], *, edges: Path | None, root: Path | None
-) -> NodeData:
+) -> NodeData | SequenceData:
     """`osmose.data.load_new`."""
     kind = preprocessing.get("kind")
-    if kind not in ("named", "arrays", "table"):
+    if kind not in ("named", "arrays", "table", "sequences"):
         raise DataError(
-            f"preprocessing is of kind {kind!r}; expected 'named', 'arrays' or 'table', as `load` gives it"
+            f"preprocessing is of kind {kind!r}; expected 'named', 'arrays', 'table' or 'sequences', as `load` gives it"
         )
+    if kind == "sequences":
+        return _sequences(source, preprocessing, edges)
     name = named(source)
     if name is not None:
         return _whole_set(name, preprocessing, edges, root)
@@ -39,6 +42,28 @@ def load_new_source(
     if preprocessing.get("words") and path.suffix.lower() in TABLES:
         return _texts(path, preprocessing)
     return _arrays(path, preprocessing, edges)
+
+
+def _sequences(source: str | Path, preprocessing: dict[str, Any], edges: Path | None) -> SequenceData:
+    if edges is not None:
+        raise DataError(
+            f"edges = {edges}, but the model was trained on sequences, which have none; leave it out"
+        )
+    form = preprocessing["form"]
+    wanted = "new sequences as a .ts file or an .npz" if form == "series" else "new sequences as an .npz"
+    name = named(source)
+    if name is not None:
+        raise DataError(f"{name!r} is a named data set; expected {wanted}")
+    path = existing_source(source)
+    if path.suffix.lower() == ".ts" and form == "series" and path.is_file():
+        from .uea import new_ts
+
+        return new_ts(path, preprocessing)
+    if path.suffix.lower() == ".npz" and path.is_file():
+        from .sequence_arrays import new_sequence_arrays
+
+        return new_sequence_arrays(path, preprocessing)
+    raise DataError(f"{path}: the model was trained on sequences; expected {wanted}")
 
 
 def _whole_set(name: str, preprocessing: dict[str, Any], edges: Path | None, root: Path | None) -> NodeData:
@@ -63,6 +88,7 @@ def _whole_set(name: str, preprocessing: dict[str, Any], edges: Path | None, roo
         labels_per_class=None,
         knn=preprocessing.get("knn"),
     )
+    assert isinstance(data, NodeData)
     return replace(data, splits=[], protocol="new")
 
 

@@ -15,16 +15,14 @@ from .graph import knn_graph
 
 @dataclass(repr=False)
 class Split:
-    """Indices of the nodes to train on, to choose the epoch with, and to report."""
+    """Indices of the nodes or sequences to train on, to choose the epoch with, and to report."""
 
     train: Tensor
     valid: Tensor
     test: Tensor
 
     def __repr__(self) -> str:
-        return (
-            f"Split(train={self.train.numel()}, valid={self.valid.numel()}, test={self.test.numel()} nodes)"
-        )
+        return f"Split(train={self.train.numel()}, valid={self.valid.numel()}, test={self.test.numel()})"
 
     def parts(self) -> dict[str, Tensor]:
         """The three parts by name."""

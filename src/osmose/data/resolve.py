@@ -7,7 +7,9 @@ from typing import Any
 
 from .catalog import CATALOG, choose_protocol
 from .errors import DataError, DataNotFoundError, nearest
+from .kind import kind
 from .node import NodeData
+from .sequence import SequenceData
 
 TABLES = (".csv", ".tsv", ".txt")
 
@@ -27,7 +29,7 @@ def existing_source(source: str | Path) -> Path:
         raise DataNotFoundError(f"{text!r} does not exist (working folder: {Path.cwd()}); check the path")
     raise DataNotFoundError(
         f"{text!r} is neither a known data set nor a path{nearest(text, CATALOG)}; known: {', '.join(CATALOG)}. "
-        "Your own data: the path of a .csv, an .npz or a folder"
+        "Your own data: the path of a .csv, an .npz, a .ts or a folder"
     )
 
 
@@ -43,14 +45,19 @@ def load_source(
     ignore: tuple[str, ...],
     directed: bool,
     **drawing: Any,
-) -> NodeData:
+) -> NodeData | SequenceData:
     """`osmose.data.load`; `drawing` is seed, labels_per_class and knn."""
     if splits is not None and splits < 1:
         raise DataError(f"splits is {splits}; expected at least 1")
     table = {"label": label, "id": id, "ignore": (ignore,) if isinstance(ignore, str) else tuple(ignore)}
     table_only = table | {"ignore": ignore or None}
     where, name = f"load({str(source)!r})", named(source)
-    if name is not None:
+    data: NodeData | SequenceData
+    if kind(source) == "sequences":
+        given = table_only | {"edges": edges, "directed": directed or None, "knn": drawing["knn"]}
+        _reject(where, given, "tables and graphs, not for sequences")
+        data = _load_sequences(source, name, where, protocol, splits, root, drawing)
+    elif name is not None:
         _reject(where, table_only | {"edges": edges, "directed": directed or None}, "the user's own data")
         raw = None if root is None else Path(root)
         data = _load_named(name, choose_protocol(name, protocol), splits, raw, drawing)
@@ -74,7 +81,36 @@ def _load_own(path: Path, table: dict[str, Any], own: dict[str, Any]) -> NodeDat
         return load_arrays(path, **own)
     if path.suffix.lower() in TABLES:
         return load_table(path, **table, **own)
-    raise DataError(f"{path} is of an unknown kind; expected a .csv (.tsv, .txt), an .npz or a folder")
+    raise DataError(f"{path} is of an unknown kind; expected a .csv (.tsv, .txt), an .npz, a .ts or a folder")
+
+
+def _load_sequences(
+    source: str | Path,
+    name: str | None,
+    where: str,
+    protocol: str | None,
+    splits: int | None,
+    root: str | Path | None,
+    drawing: dict[str, Any],
+) -> SequenceData:
+    labels, seed = drawing["labels_per_class"], drawing["seed"]
+    if name is None:
+        _reject(where, {"root": root}, "public data sets")
+        path = existing_source(source)
+        how = {"protocol": protocol, "splits": splits, "seed": seed, "labels_per_class": labels}
+        if path.suffix.lower() == ".npz" and not path.is_dir():
+            from .sequence_arrays import load_sequence_arrays
+
+            return load_sequence_arrays(path, **how)
+        from .uea import load_ts
+
+        return load_ts(path, **how)
+    _reject(where, {"labels_per_class": labels}, "protocols that draw splits by label")
+    protocol = choose_protocol(name, protocol)
+    number = CATALOG[name].splits if splits is None else splits
+    from .uea import load_uea
+
+    return load_uea(name, protocol, splits=number, seed=seed, root=None if root is None else Path(root))
 
 
 def _reject(where: str, arguments: dict[str, Any], belongs: str) -> None:

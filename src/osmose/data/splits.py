@@ -89,6 +89,35 @@ def stratified(y: Tensor, *, splits: int = 5, seed: int = 123) -> list[Split]:
     return out
 
 
+def holdout(
+    y: Tensor, train: Tensor, test: Tensor, *, share: float = 0.2, splits: int = 5, seed: int = 123
+) -> list[Split]:
+    """`share` of the labelled indices `train` for validation, class by class, a new draw for every split; `test` as it is.
+
+    A class keeps at least one index in train; validation gets at least one.
+    """
+    _check_number(splits)
+    labels = y.numpy()
+    out = []
+    for i in range(splits):
+        order = _generator(seed, i).permutation(train.numpy())
+        groups = [order[labels[order] == c] for c in np.unique(labels[order])]
+        sizes = [min(round(share * len(group)), len(group) - 1) for group in groups]
+        if groups and not any(sizes):
+            largest = max(range(len(groups)), key=lambda k: len(groups[k]))
+            sizes[largest] = 1
+            if len(groups[largest]) < 2:
+                raise DataError(
+                    f"{len(order)} labelled training examples, one a class, are too few to draw a validation part from; "
+                    "label more"
+                )
+        valid = [group[:size] for group, size in zip(groups, sizes, strict=True)]
+        rest = [group[size:] for group, size in zip(groups, sizes, strict=True)]
+        empty = np.empty(0, dtype=np.int64)
+        out.append(_split(np.concatenate([empty, *rest]), np.concatenate([empty, *valid]), test.numpy()))
+    return out
+
+
 def _train_has_all(part: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Give train a node of every class, and valid and test at least one node each."""
     for c in np.unique(labels):
