@@ -46,6 +46,10 @@ MODEL = {
     "--use-source",
     "--no-use-source",
     "--normalization",
+    "--preset",
+    "--patch",
+    "--optimizer",
+    "--clip",
 }
 TRAIN = {
     "--lr",
