@@ -48,12 +48,12 @@ MODEL = {
     "--normalization",
     "--preset",
     "--patch",
-    "--optimizer",
-    "--clip",
 }
 TRAIN = {
     "--lr",
     "--weight-decay",
+    "--optimizer",
+    "--clip",
     "--epochs",
     "--patience",
     "--eval-every",
