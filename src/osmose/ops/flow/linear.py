@@ -206,9 +206,8 @@ def _forward(
             feature, clamp, mean_weight, sink_correction, source_correction, eps, in_factors,
         )  # fmt: skip
         if v.shape[-1] == q.shape[-1] and results[0].dtype == call.targets.work.dtype:
-            call.targets.room = results[
-                0
-            ]  # until the output is written, features of the targets stand in its place
+            # until the output is written, features of the targets stand in its place
+            call.targets.room = results[0]
         for group in call.groups:
             _forward_group(call, group, v, *results[:-1], call.room(group, results[-1]))
     return results
