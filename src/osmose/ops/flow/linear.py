@@ -49,10 +49,9 @@ def linear_flow(
     token and head, five vectors and a matrix ``d x c`` a set and head (the matrix made again in backward where sets
     are small). The second derivative is not provided and raises.
     """
-    feature = settings.feature if isinstance(settings.feature, str) else ""
     options = (
-        feature,
-        settings.clamp or 0.0,
+        settings.feature if isinstance(settings.feature, str) else "",
+        settings.clamp,
         settings.mean_weight,
         settings.sink_correction,
         settings.source_correction,
@@ -61,6 +60,28 @@ def linear_flow(
     )
     out: Tensor = _LinearFlow.apply(q, k, v, q_ptr, k_ptr, q_mass, k_mass, *options)
     return out
+
+
+def _settings(
+    feature: str,
+    clamp: float | None,
+    mean_weight: bool,
+    sink_correction: bool,
+    source_correction: bool,
+    eps: float,
+    in_factors: bool,
+) -> FlowSettings:
+    """The settings of the plain values that an operator takes; no name stands for a function already applied."""
+    return FlowSettings(
+        feature or torch.clone,
+        clamp,
+        "sources",
+        mean_weight,
+        sink_correction,
+        source_correction,
+        eps,
+        "factors" if in_factors else "products",
+    )
 
 
 class _LinearFlow(torch.autograd.Function):
@@ -89,30 +110,24 @@ class _Call:
         k_ptr: Tensor,
         q_mass: Tensor | None,
         k_mass: Tensor | None,
-        feature: str,
-        clamp: float,
-        mean_weight: bool,
-        sink_correction: bool,
-        source_correction: bool,
-        eps: float,
-        in_factors: bool,
+        settings: FlowSettings,
     ):
         dtype = torch.promote_types(q.dtype, torch.float32)
         heads, self.d, self.c = q.shape[0], q.shape[-1], v.shape[-1]
         rows = block_rows(heads, max(self.d, self.c), dtype.itemsize, q.device.type)
         rows = min(rows, max(q.shape[1], k.shape[1], 1))
         work = Workspace(q, (heads,), rows, dtype, rows_first=q.stride(0) < q.stride(1))
-        phi = FEATURES[feature] if feature else IDENTITY
+        phi = FEATURES[settings.feature] if isinstance(settings.feature, str) else IDENTITY
         self.targets, self.sources = Side(q, q_mass, phi, work), Side(k, k_mass, phi, work)
         self.groups = plan(tuple(q_ptr.tolist()), tuple(k_ptr.tolist()), rows)
         self.T, self.S = self.targets.total(q_ptr), self.sources.total(k_ptr)
         ratio = self.T * safe_inverse(self.S)  # T / S
         one = torch.ones_like(ratio)
-        self.sink_factor = one if sink_correction else safe_inverse(ratio)
-        self.source_factor = one if source_correction else ratio
-        self.share = one if mean_weight else safe_inverse(self.S)  # of T, the carried mean
-        self.clamp, self.shift = clamp, eps if in_factors else 0.0
-        self.eps, self.in_factors, self.ratio = eps, in_factors, ratio
+        self.sink_factor = one if settings.sink_correction else safe_inverse(ratio)
+        self.source_factor = one if settings.source_correction else ratio
+        self.share = one if settings.mean_weight else safe_inverse(self.S)  # of T, the carried mean
+        self.ratio, self.clamp, self.eps = ratio, settings.clamp, settings.eps
+        self.shift = settings.eps if settings.eps_at == "factors" else 0.0
 
     def blocks(self, group: Group, side: Side) -> Iterator[Rows]:
         return (Rows(side, b) for b in (group.targets if side is self.targets else group.sources))
@@ -124,7 +139,7 @@ class _Call:
         """The vector and the constant of ``(x + eps) . (sum + eps)`` in mean form; ``mean (G, H, d)``, ``scale (G, 1)``."""
         if not self.eps:
             return mean, scale * 0.0
-        if not self.in_factors:
+        if not self.shift:
             return mean, self.eps * scale
         vector = mean + self.eps * scale.unsqueeze(-1)
         return vector, self.eps * vector.sum(-1)
@@ -134,7 +149,7 @@ class _Call:
         return rows.weigh((self.cut(c) - rows.at(log_sum)).exp_().mul_(rows.at(share)))
 
     def cut(self, c: Tensor) -> Tensor:
-        return c.clamp(-self.clamp, self.clamp) if self.clamp else c.clone()
+        return c.clone() if self.clamp is None else c.clamp(-self.clamp, self.clamp)
 
     def compete(self, group: Group, v: Tensor, B: Tensor, c: Tensor, out: Tensor) -> Tensor:
         """Logits ``c`` of the sources of a group and ``T`` under their softmax; gives its ``log sum exp (G, H)``.
@@ -192,7 +207,7 @@ def _forward(
     q_mass: Tensor | None,
     k_mass: Tensor | None,
     feature: str,
-    clamp: float,
+    clamp: float | None,
     mean_weight: bool,
     sink_correction: bool,
     source_correction: bool,
@@ -201,10 +216,8 @@ def _forward(
 ) -> Results:
     results = _empty_results(q, k, v, q_ptr)
     with torch.autocast(q.device.type, enabled=False):
-        call = _Call(
-            q, k, v, q_ptr, k_ptr, q_mass, k_mass,
-            feature, clamp, mean_weight, sink_correction, source_correction, eps, in_factors,
-        )  # fmt: skip
+        settings = _settings(feature, clamp, mean_weight, sink_correction, source_correction, eps, in_factors)
+        call = _Call(q, k, v, q_ptr, k_ptr, q_mass, k_mass, settings)
         if v.shape[-1] == q.shape[-1] and results[0].dtype == call.targets.work.dtype:
             # until the output is written, features of the targets stand in its place
             call.targets.room = results[0]
@@ -282,7 +295,7 @@ def _backward(
     log_sums: Tensor,
     carried: Tensor,
     feature: str,
-    clamp: float,
+    clamp: float | None,
     mean_weight: bool,
     sink_correction: bool,
     source_correction: bool,
@@ -291,10 +304,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     results = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     with torch.autocast(q.device.type, enabled=False):
-        call = _Call(
-            q, k, v, q_ptr, k_ptr, q_mass, k_mass,
-            feature, clamp, mean_weight, sink_correction, source_correction, eps, in_factors,
-        )  # fmt: skip
+        settings = _settings(feature, clamp, mean_weight, sink_correction, source_correction, eps, in_factors)
+        call = _Call(q, k, v, q_ptr, k_ptr, q_mass, k_mass, settings)
         for group in call.groups:
             room = call.room(group, carried)
             if not carried.shape[0]:
@@ -357,7 +368,7 @@ def _backward_group(
             product(vp, d_carried[i].mT, dxp)
         p = torch.mul(y, dx, out=call.sources.work.get("products", *y.shape[-2:])).sum(-1)
         dc = (p - rows.at(lost)).mul_(omega).mul_(rows.at(call.source_factor[of]))
-        if call.clamp:
+        if call.clamp is not None:
             dc.masked_fill_(c.abs() > call.clamp, 0.0)
         dO = rows.dot(y, dA).mul_(b).mul_(b).mul_(rows.at(-per_S))
         dO = rows.weigh(dO)
