@@ -149,6 +149,14 @@ def test_test_labels_decide_nothing() -> None:
     assert records[0] == records[1]
 
 
+def test_a_patch_longer_than_a_sequence_costs_nothing(tmp_path: Path) -> None:
+    data, config = waves(), settings()
+    config = replace(config, model=replace(config.model, patch=9))
+    with pytest.raises(ValueError, match="--patch is 9, and the shortest sequence of waves has 8 steps"):
+        run(config, RunFolder(tmp_path / "run"), data=data)
+    assert not (tmp_path / "run").exists()
+
+
 def test_models_of_the_other_kind_of_data_are_refused() -> None:
     from .engine_helpers import blobs
 

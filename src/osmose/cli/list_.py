@@ -39,9 +39,9 @@ def main(arguments: list[str]) -> None:
         return
     print("Data sets (a path to your own folder, .npz, CSV or .ts file works everywhere a name does):")
     for name, line in names().items():
-        print(f"  {name:<12} {line}")
+        print(f"  {name:<18} {line}")
         for place, (protocol, text) in enumerate(PROTOCOLS[name].items()):
-            print(f"  {'':<12} --protocol {protocol}: {text}{' (default)' if place == 0 else ''}")
+            print(f"  {'':<18} --protocol {protocol}: {text}{' (default)' if place == 0 else ''}")
     print("Models:")
     for name, line in models.items():
-        print(f"  {name:<12} {line}")
+        print(f"  {name:<18} {line}")

@@ -69,6 +69,10 @@ def check_trainable(data: Data, config: RunConfig, processes: int) -> None:
         raise ValueError(
             f"{data.name} has no edges, and gcn needs them: give --edges or --knn, or another --model"
         )
+    if isinstance(data, SequenceData) and (shortest := int(data.lengths.min())) < config.model.patch:
+        raise ValueError(
+            f"--patch is {config.model.patch}, and the shortest sequence of {data.name} has {shortest} steps; expected at most that"
+        )
     if not 0 <= config.model.dropout < 1:
         raise ValueError(f"--dropout is {config.model.dropout}; expected a probability in [0, 1)")
     with torch.device("meta"):  # parameters without storage: only the settings are checked
