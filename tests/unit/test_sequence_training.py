@@ -151,8 +151,8 @@ def test_test_labels_decide_nothing() -> None:
 
 def test_a_patch_longer_than_a_sequence_costs_nothing(tmp_path: Path) -> None:
     data, config = waves(), settings()
-    config = replace(config, model=replace(config.model, patch=9))
-    with pytest.raises(ValueError, match="--patch is 9, and the shortest sequence of waves has 8 steps"):
+    config = replace(config, model=replace(config.model, patch=10))
+    with pytest.raises(ValueError, match="--patch is 10, and the shortest sequence of waves has 9 steps"):
         run(config, RunFolder(tmp_path / "run"), data=data)
     assert not (tmp_path / "run").exists()
 
