@@ -13,7 +13,8 @@ from osmose.data import OWN_PROTOCOLS, PROTOCOLS, DataError, DataNotFoundError, 
 
 def test_names_and_protocols():
     series = ["japanese-vowels", "scp1", "basic-motions"]
-    assert list(names()) == ["digits", "cora", "citeseer", "chameleon", "20news", *series]
+    symbols = ["digits-pixels", "imdb", "listops", "cifar-pixels"]
+    assert list(names()) == ["digits", "cora", "citeseer", "chameleon", "20news", *series, *symbols]
     assert set(names()) == set(PROTOCOLS)
     assert {name: next(iter(known)) for name, known in PROTOCOLS.items()} == {
         "digits": "few-label",
@@ -22,6 +23,10 @@ def test_names_and_protocols():
         "chameleon": "fixed",
         "20news": "few-label",
         **dict.fromkeys(series, "holdout"),
+        "digits-pixels": "stratified",
+        "imdb": "holdout",
+        "listops": "generated",
+        "cifar-pixels": "holdout",
     }
     assert list(OWN_PROTOCOLS) == ["given", "stratified", "few-label"]
 
@@ -79,6 +84,11 @@ def test_names_import_nothing_heavy():
             r"load\('digits'\): label, ignore is for the user's own data",
         ),
         ("digits", {"edges": "e.csv"}, r"edges is for the user's own data"),
+        ("digits", {"size": 5}, r"size is for listops, imdb, cifar-pixels; leave it out"),
+        ("listops", {"length": 5}, r"length is for imdb"),
+        ("listops", {"size": 99}, r"size is 99; expected 100 to 100000"),
+        ("scp1", {"size": 5}, r"size is for listops"),
+        ("imdb", {"labels_per_class": 5}, r"labels_per_class is for protocols that draw"),
         ("digits", {"directed": True}, r"directed is for"),
         ("cora", {"knn": 5}, r"knn is for data without edges"),
         (

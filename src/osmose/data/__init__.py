@@ -59,6 +59,8 @@ def load(
     id: str | None = None,
     ignore: tuple[str, ...] = (),
     directed: bool = False,
+    size: int | None = None,
+    length: int | None = None,
 ) -> NodeData | SequenceData:
     """Data by the name of a public set or by the path of the user's own; `kind(source)` says which of the two.
 
@@ -76,6 +78,8 @@ def load(
         id: id column of a CSV table, the node names of its edge list; None: `id` if there, else row numbers from 0.
         ignore: columns of a CSV table to leave out.
         directed: keep the direction of the user's edges; else both directions are stored.
+        size: number of sequences of listops, imdb or cifar-pixels, the same share of every part; None: all.
+        length: bytes at which a review of imdb is cut; None: 1000.
 
     Returns:
         checked `NodeData` or `SequenceData`.
@@ -99,6 +103,8 @@ def load(
         id=id,
         ignore=ignore,
         directed=directed,
+        size=size,
+        length=length,
     )
 
 
@@ -112,7 +118,7 @@ def load_new(
     """New rows, nodes or sequences for a trained model: data without splits, labels -1 where there are none.
 
     Args:
-        source: for sequences a `.ts` file or an `.npz`; else rows in the form of the training data (the same columns, or the same number of features); for a
+        source: for sequences a `.ts` file, an `.npz`, or for texts a CSV with a column `text`; else rows in the form of the training data (the same columns, or the same number of features); for a
             public set its name, or an `.npz`, folder, `.npy` or CSV of features.
         preprocessing: `NodeData.preprocessing` of the training data (after JSON too). Its means, scales and
             categories are applied, nothing is fitted; a nearest-neighbour graph is made among the new rows.

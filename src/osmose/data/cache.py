@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from .errors import DataError, DataNotFoundError
+from .read import load_npz
 
 
 def cache_dir() -> Path:
@@ -57,6 +60,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def kept_arrays(path: Path, names: set[str]) -> dict[str, np.ndarray] | None:
+    """The arrays in a file of the cache; None where there are none, or where they are damaged and must be made again."""
+    try:
+        arrays = load_npz(path)
+    except DataError:
+        return None
+    return arrays if set(arrays) == names else None
 
 
 def raw_folders(root: Path | None) -> list[Path]:

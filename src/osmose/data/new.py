@@ -50,7 +50,8 @@ def _sequences(source: str | Path, preprocessing: dict[str, Any], edges: Path | 
             f"edges = {edges}, but the model was trained on sequences, which have none; leave it out"
         )
     form = preprocessing["form"]
-    wanted = "new sequences as a .ts file or an .npz" if form == "series" else "new sequences as an .npz"
+    other = {"series": "a .ts file or ", "bytes": "a CSV with a column 'text' or "}.get(form, "")
+    wanted = f"new sequences as {other}an .npz"
     name = named(source)
     if name is not None:
         raise DataError(f"{name!r} is a named data set; expected {wanted}")
@@ -59,6 +60,10 @@ def _sequences(source: str | Path, preprocessing: dict[str, Any], edges: Path | 
         from .uea import new_ts
 
         return new_ts(path, preprocessing)
+    if path.suffix.lower() in TABLES and form == "bytes" and path.is_file():
+        from .imdb import new_texts
+
+        return new_texts(path, preprocessing)
     if path.suffix.lower() == ".npz" and path.is_file():
         from .sequence_arrays import new_sequence_arrays
 

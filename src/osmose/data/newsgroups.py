@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .cache import cache_dir, download_failed, find_raw, replacing
+from .cache import cache_dir, download_failed, find_raw, kept_arrays, replacing
 from .catalog import CATALOG
 from .errors import DataError
 from .graph import knn_graph
 from .node import NodeData
-from .read import load_npz
 from .splits import per_class
 
 TOPICS = [
@@ -68,7 +67,7 @@ def load_newsgroups(
 
 def _vectors(root: Path | None) -> tuple[torch.Tensor, torch.Tensor, list[str], list[float]]:
     path = cache_dir() / _CACHED
-    arrays = _kept(path) if root is None else None
+    arrays = kept_arrays(path, {"x", "y", "words", "idf"}) if root is None else None
     if arrays is None:
         documents, labels = _documents(root)
         arrays = _vectorize(documents) | {"y": labels}
@@ -76,15 +75,6 @@ def _vectors(root: Path | None) -> tuple[torch.Tensor, torch.Tensor, list[str], 
             np.savez_compressed(part, allow_pickle=False, **arrays)
     words, idf = arrays["words"].tolist(), arrays["idf"].tolist()
     return torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"]), words, idf
-
-
-def _kept(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays in the cache; None where there are none, or where they are damaged and must be made again."""
-    try:
-        arrays = load_npz(path)
-    except DataError:
-        return None
-    return arrays if set(arrays) == {"x", "y", "words", "idf"} else None
 
 
 def _vectorize(documents: list[str]) -> dict[str, np.ndarray]:

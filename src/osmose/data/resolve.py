@@ -12,6 +12,8 @@ from .node import NodeData
 from .sequence import SequenceData
 
 TABLES = (".csv", ".tsv", ".txt")
+_SIZED = ("listops", "imdb", "cifar-pixels")
+"""Sets of which a part may be taken."""
 
 
 def named(source: str | Path) -> str | None:
@@ -46,17 +48,22 @@ def load_source(
     directed: bool,
     **drawing: Any,
 ) -> NodeData | SequenceData:
-    """`osmose.data.load`; `drawing` is seed, labels_per_class and knn."""
+    """`osmose.data.load`; `drawing` is seed, labels_per_class, knn, size and length."""
+    taking = {key: drawing.pop(key, None) for key in ("size", "length")}
     if splits is not None and splits < 1:
         raise DataError(f"splits is {splits}; expected at least 1")
     table = {"label": label, "id": id, "ignore": (ignore,) if isinstance(ignore, str) else tuple(ignore)}
     table_only = table | {"ignore": ignore or None}
     where, name = f"load({str(source)!r})", named(source)
     data: NodeData | SequenceData
+    if name not in _SIZED:
+        _reject(where, {"size": taking["size"]}, ", ".join(_SIZED))
+    if name != "imdb":
+        _reject(where, {"length": taking["length"]}, "imdb")
     if kind(source) == "sequences":
         given = table_only | {"edges": edges, "directed": directed or None, "knn": drawing["knn"]}
         _reject(where, given, "tables and graphs, not for sequences")
-        data = _load_sequences(source, name, where, protocol, splits, root, drawing)
+        data = _load_sequences(source, name, where, protocol, splits, root, drawing | taking)
     elif name is not None:
         _reject(where, table_only | {"edges": edges, "directed": directed or None}, "the user's own data")
         raw = None if root is None else Path(root)
@@ -108,9 +115,27 @@ def _load_sequences(
     _reject(where, {"labels_per_class": labels}, "protocols that draw splits by label")
     protocol = choose_protocol(name, protocol)
     number = CATALOG[name].splits if splits is None else splits
+    common: dict[str, Any] = {"splits": number, "seed": seed}
+    raw, size = None if root is None else Path(root), drawing["size"]
+    if name == "listops":
+        from .listops import load_listops
+
+        return load_listops(size=size)
+    if name == "imdb":
+        from .imdb import load_imdb
+
+        return load_imdb(protocol, **common, size=size, length=drawing["length"], root=raw)
+    if name == "digits-pixels":
+        from .pixels import load_digits_pixels
+
+        return load_digits_pixels(**common)
+    if name == "cifar-pixels":
+        from .pixels import load_cifar_pixels
+
+        return load_cifar_pixels(**common, size=size, root=raw)
     from .uea import load_uea
 
-    return load_uea(name, protocol, splits=number, seed=seed, root=None if root is None else Path(root))
+    return load_uea(name, protocol, **common, root=raw)
 
 
 def _reject(where: str, arguments: dict[str, Any], belongs: str) -> None:
