@@ -67,7 +67,7 @@ def figure(stored: dict, path: Path) -> bool:
     cases = stored["cases"]
     groups = sorted({case["size"].get("heads", 1) for case in cases})
     modes = list(cases[0]["modes"])
-    if "sets" in cases[0]["size"] or len(cases) < 2:
+    if len({case["size"].get("n") for case in cases}) < 2 or "sets" in cases[0]["size"]:
         return False
     fig, axes = plt.subplots(
         len(groups),
@@ -83,7 +83,7 @@ def figure(stored: dict, path: Path) -> bool:
                 points = [
                     (c["size"]["n"], c["modes"][mode][name]["seconds"])
                     for c in own
-                    if "seconds" in c["modes"][mode][name]
+                    if "seconds" in c["modes"][mode].get(name, {})
                 ]
                 style = "--" if name == own[0]["limit"] else "-"
                 axis.loglog(*zip(*points, strict=True), style, marker="o", markersize=3, label=name)
