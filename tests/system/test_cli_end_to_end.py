@@ -157,6 +157,51 @@ def test_nodes_with_names_and_edges_are_predicted_under_their_names(osmose: Shel
     assert (tmp_path / "alone.csv").read_text() != (tmp_path / "predictions.csv").read_text()
 
 
+def series(path: Path, rows: int, *, labels: bool, seed: int) -> list[str]:
+    """A `.ts` file of slow and fast waves of different lengths in two dimensions; gives the true classes."""
+    draw = np.random.default_rng(seed)
+    lines, truth = [f"@dimensions 2\n@classLabel {'true slow fast' if labels else 'false'}\n@data"], []
+    for i in range(rows):
+        at = np.arange(draw.integers(8, 20)) * (0.4 + i % 2) + draw.uniform(0, 6)
+        truth.append(("slow", "fast")[i % 2])
+        cells = [",".join(f"{value:.4f}" for value in wave) for wave in (np.sin(at), 30 + 5 * np.cos(at))]
+        lines.append(":".join([*cells, truth[-1]] if labels else cells))
+    path.write_text("\n".join(lines) + "\n")
+    return truth
+
+
+def test_own_series_are_trained_on_and_new_ones_predicted(osmose: Shell, tmp_path: Path) -> None:
+    series(tmp_path / "W_TRAIN.ts", 60, labels=True, seed=0)
+    series(tmp_path / "W_TEST.ts", 40, labels=True, seed=1)
+    truth = series(tmp_path / "new.ts", 30, labels=False, seed=2)
+    options = ["--hidden", "16", "--heads", "2", "--layers", "1", "--epochs", "15", "--lr", "5e-3"]
+    result = json.loads(osmose("train", "W_TRAIN.ts", *options, "--out", "run", "--json")[0])
+    assert (result["model"], result["protocol"]) == ("flowformer", "holdout")
+    assert result["test_accuracy"]["mean"] > 0.85
+    found = json.loads(osmose("eval", "run", "--json")[0])
+    for name, value in found["recorded"].items():
+        assert found[name] == pytest.approx(value, abs=1e-4), name
+    predicted = json.loads(osmose("predict", "run", "new.ts", "--json")[0])
+    assert predicted["rows"] == 30
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(row["predicted"] == name for row, name in zip(rows, truth, strict=True)) >= 25
+    assert json.loads(osmose("predict", "run", "W_TEST.ts", "--json")[0])["accuracy"] == pytest.approx(
+        result["test_accuracy"]["mean"]
+    )
+    text = (tmp_path / "new.ts").read_text().splitlines()
+    (tmp_path / "bad.ts").write_text("\n".join([*text[:5], "1,2:3"]) + "\n")
+    assert "bad.ts, line 6: dimension 2 has 1 values" in osmose("predict", "run", "bad.ts", code=2)[1]
+    assert "is for tables and graphs" in osmose("train", "W_TRAIN.ts", "--knn", "3", code=2)[1]
+
+
+def test_generated_expressions_of_a_given_number(osmose: Shell) -> None:
+    options = ["--size", "100", "--epochs", "1", "--hidden", "8", "--heads", "1", "--layers", "1"]
+    result = json.loads(osmose("train", "listops", *options, "--json")[0])
+    assert result["notes"] == ["100 expressions, generated with seed 0"]
+    assert "size is for listops" in osmose("train", "digits", "--size", "9", code=2)[1]
+
+
 def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not (path.exists() and path.stat().st_size):

@@ -26,6 +26,8 @@ DATA = {
     "--directed",
     "--no-directed",
     "--split-seed",
+    "--size",
+    "--length",
 }
 MODEL = {
     "--model",

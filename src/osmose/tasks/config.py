@@ -34,6 +34,10 @@ class DataConfig:
     """keep the direction of your own edges; else both directions are stored"""
     split_seed: int = 123
     """seed of the random splits"""
+    size: int | None = None
+    """number of sequences of listops, imdb or cifar-pixels, the same share of every part; without it, all"""
+    length: int | None = None
+    """bytes at which a review of imdb is cut; without it 1000"""
 
 
 @dataclass(frozen=True)

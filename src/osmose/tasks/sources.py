@@ -24,6 +24,8 @@ def load(config: DataConfig, splits: int) -> data.NodeData | SequenceData:
         id=config.id,
         ignore=config.ignore,
         directed=config.directed,
+        size=config.size,
+        length=config.length,
     )
 
 
