@@ -174,7 +174,8 @@ def test_own_series_are_trained_on_and_new_ones_predicted(osmose: Shell, tmp_pat
     series(tmp_path / "W_TRAIN.ts", 60, labels=True, seed=0)
     series(tmp_path / "W_TEST.ts", 40, labels=True, seed=1)
     truth = series(tmp_path / "new.ts", 30, labels=False, seed=2)
-    options = ["--hidden", "16", "--heads", "2", "--layers", "1", "--epochs", "15", "--lr", "5e-3"]
+    options = ["--hidden", "16", "--heads", "2", "--layers", "1", "--epochs", "60", "--lr", "5e-3"]
+    options += ["--batch-size", "8", "--patch", "2"]
     result = json.loads(osmose("train", "W_TRAIN.ts", *options, "--out", "run", "--json")[0])
     assert (result["model"], result["protocol"]) == ("flowformer", "holdout")
     assert result["test_accuracy"]["mean"] > 0.85
