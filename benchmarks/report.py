@@ -87,7 +87,8 @@ def figure(stored: dict, path: Path) -> bool:
                 ]
                 style = "--" if name == own[0]["limit"] else "-"
                 axis.loglog(*zip(*points, strict=True), style, marker="o", markersize=3, label=name)
-            axis.set(title=f"{mode}, {heads} head{'s' * (heads > 1)}", xlabel="n", ylabel="seconds")
+            title = f"{mode}, {heads} head{'s' * (heads > 1)}" if "heads" in own[0]["size"] else mode
+            axis.set(title=title, xlabel="n", ylabel="seconds")
     axes[0][0].legend(fontsize=8)
     fig.savefig(path, dpi=120)
     plt.close(fig)
