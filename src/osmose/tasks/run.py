@@ -56,6 +56,8 @@ def run(
         return job.train()
     finally:
         folder.close()
+        if config.train.trackers or accelerator.num_processes > 1:
+            accelerator.end_training()
 
 
 def _check_folder(folder: RunFolder, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
@@ -136,10 +138,7 @@ class _Run:
         for index in range(len(self.done), self.config.train.splits):
             self.done.append(self._train_split(index))
             on_main(self.accelerator, self._save_done)
-        result = on_main(self.accelerator, self._finish)
-        if self.config.train.trackers or self.accelerator.num_processes > 1:
-            self.accelerator.end_training()
-        return result
+        return on_main(self.accelerator, self._finish)
 
     def _train_split(self, index: int) -> dict[str, Any]:
         trainer = make_trainer(self.data, self.config, index, self.accelerator)
