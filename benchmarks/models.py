@@ -117,11 +117,11 @@ def cora_epoch(quick: bool) -> Iterator[Case]:
         {"n": data.num_nodes, "layers": layers},
         lambda: (data.x,),
         {
-            "osmose": epoch(*osmose_model("row"), features),
+            "osmose": epoch(*osmose_model("frobenius"), features),
             "published": published(cached=False),
             "published, graph normalised once": published(cached=True),
-            "osmose, dense features": epoch(*osmose_model("row"), data.x),
-            "osmose, frobenius": epoch(*osmose_model("frobenius"), features),
+            "osmose, dense features": epoch(*osmose_model("frobenius"), data.x),
+            "osmose, row norm": epoch(*osmose_model("row"), features),
         },
         modes=("forward+backward",),
     )

@@ -25,6 +25,7 @@ from ..energy import DescentMonitor
 from ..operators import LowRank, Operator, Pairwise
 from ..ops.diffusion import diffusion_attention
 from ..ops.diffusion.normalize import frobenius_rows, unit_rows
+from ..ops.diffusion.projected import projected_simple_attention
 from ..tokens import Tokens, check_pair
 from .graph_term import DegreeOf, as_propagation, propagation
 from .layers import check_input, dropout, linear
@@ -111,6 +112,11 @@ class DIFFormerConv(nn.Module):
             t = (targets or Tokens(query.shape[-2])).heads()
             out = t.spread(mean).expand(*v_BHMD.shape[:-2], query.shape[-2], -1)
             return out if t.mass is None else torch.where(t.mass.unsqueeze(-1) > 0, out, 0.0)
+        assert self.Wq is not None
+        assert self.Wk is not None
+        if self._needs_no_rows(targets, sources):
+            y = None if source is query else source
+            return projected_simple_attention(query, y, self.Wq, self.Wk, self.num_heads)
         q_BHND, k_BHMD = self._heads(query, self.Wq), self._heads(source, self.Wk)
         # under autocast a linear layer gives another type than the state that serves as value
         dtype = torch.promote_types(q_BHND.dtype, v_BHMD.dtype)
@@ -124,6 +130,12 @@ class DIFFormerConv(nn.Module):
             targets=targets and targets.heads(),
             sources=sources and sources.heads(),
         )
+
+    def _needs_no_rows(self, targets: Tokens | None, sources: Tokens | None) -> bool:
+        """One scale for all queries and keys of a set, the state as value, every token there with mass 1."""
+        plain = all(t is None or (t.mass is None and not t.packed) for t in (targets, sources))
+        one_scale = self.kernel == "simple" and self.normalization == "frobenius" and self.norm_scope == "set"
+        return plain and one_scale and self.Wv is None
 
     def _heads(self, x: Tensor, linear: nn.Linear | None) -> Tensor:
         assert linear is not None
