@@ -266,10 +266,10 @@ that row."""
 
 
 def _section(entry: Entry, name: str, mode: str, result: dict[str, Any]) -> str:
-    from osmose.tasks.compare import COLUMNS, cells, how
+    from osmose.tasks.compare import cells, columns, how
 
     published = dict(entry.published)
-    header = [*COLUMNS, "published"] if published else list(COLUMNS)
+    header = [*columns(result), *(["published"] if published else [])]
     rows = [list(row) + ([published.get(row[0], "")] if published else []) for row in cells(result)]
     lines = [
         f"| {' | '.join(header)} |",

@@ -14,8 +14,9 @@ from accelerate import Accelerator
 from osmose.data import Split
 from osmose.tasks.config import TrainConfig
 from osmose.tasks.devices import make_accelerator
-from osmose.tasks.evaluate import final_metrics, percent, summary
+from osmose.tasks.evaluate import final_metrics
 from osmose.tasks.loop import EarlyStopping
+from osmose.tasks.measures import ACCURACY, summary
 from osmose.tasks.signals import StopRequest
 from osmose.tasks.trainers import NodeTrainer
 
@@ -154,8 +155,8 @@ def test_summary_and_its_text() -> None:
     assert summary([0.5])["sd"] is None
     entry = summary([0.80, 0.82, 0.84])
     assert entry["sd"] == pytest.approx(0.02)
-    assert percent(entry) == "82.0 ± 2.0"
-    assert percent(summary([0.5])) == "50.0"
+    assert ACCURACY.of(entry) == "82.0 ± 2.0"
+    assert ACCURACY.of(summary([0.5])) == "50.0"
 
 
 def test_final_metrics_of_a_known_table() -> None:

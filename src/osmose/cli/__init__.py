@@ -11,7 +11,8 @@ VERBS = {
     "list": "data sets, protocols and models that can be named",
     "train": "train a model on a data set or on your own data",
     "eval": "measure the saved model of a run again",
-    "predict": "classes and probabilities for new rows or nodes",
+    "predict": "classes and probabilities for new rows, nodes or sequences",
+    "generate": "go on with a text by a language model",
     "compare": "several models on one data set, under equal conditions",
     "doctor": "check the installation",
 }

@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
             "compare: which data? Name a data set (`osmose list`) or give a path: osmose compare digits"
         )
     data = command.data.plain()
-    models = command.models or default_models(data.source)
+    models = command.models or default_models(data.source, data.task)
     for name in models:
         check_name(name, MODELS, "model")
     from osmose.tasks.compare import Comparison, compare
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> None:
         seed=command.seed,
         overrides=overrides,
     )
-    title = re.sub(r"[^\w.-]+", "-", Path(command.data.source).stem)
+    title = re.sub(r"[^\w.-]+", "-", Path(data.source).stem)
     path = command.out or default_folder(f"compare-{title}", resume=False, overwrite=command.overwrite)
     try:
         with StopRequest() as stop, Reporter(quiet=command.output.json) as reporter:
@@ -108,12 +108,12 @@ def _print(result: dict[str, Any], *, json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from osmose.tasks.compare import COLUMNS, cells, how
+    from osmose.tasks.compare import cells, columns, how
 
     table = Table(
         title=f"{result['source']} ({result['protocol']})", title_justify="left", box=box.SIMPLE_HEAD
     )
-    for name in COLUMNS:
+    for name in columns(result):
         settings = name.startswith("settings")
         table.add_column(
             name, justify="left" if settings or name == "model" else "right", no_wrap=not settings

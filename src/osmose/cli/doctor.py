@@ -76,9 +76,10 @@ def _devices() -> tuple[str, str]:
 
 
 def _data() -> tuple[str, str]:
-    from osmose.data import load
+    from osmose.data import NodeData, load
 
     digits = load("digits", splits=1)
+    assert isinstance(digits, NodeData)
     folder = os.environ.get("OSMOSE_DATA")
     raw = (
         f"OSMOSE_DATA is {folder}"
@@ -87,7 +88,7 @@ def _data() -> tuple[str, str]:
     )
     if folder and not Path(folder).is_dir():
         return "broken", f"OSMOSE_DATA is {folder}, which is no folder"
-    return "ok", f"digits: {len(digits.y)} rows; {raw}"
+    return "ok", f"digits: {digits.num_nodes} rows; {raw}"
 
 
 def _computation() -> tuple[str, str]:

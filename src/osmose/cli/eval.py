@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from osmose.cli.options import FlatOutput, Output, parse, print_json
+
+if TYPE_CHECKING:
+    from osmose.tasks.measures import Measure
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,17 @@ def main(arguments: list[str]) -> None:
     print(
         f"{found['source']} ({found['protocol']}), {found['model']}, split {found['split']}, epoch {found['epoch']}"
     )
+    from osmose.tasks.measures import ACCURACY, CROSS_ENTROPY, MACRO_F1
+
     for part in ("train", "valid", "test"):
-        line = f"  {part:<6} accuracy {100 * found[f'{part}_accuracy']:6.2f} %"
-        line += f"   macro F1 {100 * found[f'{part}_macro_f1']:6.2f} %   loss {found[f'{part}_loss']:.4f}"
-        if "recorded" in found:
-            line += f"   (the run recorded {100 * found['recorded'][f'{part}_accuracy']:.2f} %)"
-        print(line)
+        measures = [one for one in (ACCURACY, MACRO_F1, CROSS_ENTROPY) if f"{part}_{one.key}" in found]
+        if measures:
+            print(f"  {part:<6} " + "   ".join(_measured(found, part, one) for one in measures))
+
+
+def _measured(found: dict[str, Any], part: str, measure: Measure) -> str:
+    name = f"{part}_{measure.key}"
+    text = f"{measure.title} {measure.text(found[name])} {measure.unit}"
+    if "recorded" in found and found["recorded"][name] != found[name]:
+        text += f" (the run recorded {measure.text(found['recorded'][name])})"
+    return text

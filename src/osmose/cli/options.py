@@ -7,12 +7,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 
 from osmose.models.config import ModelConfig
-from osmose.tasks.config import DataConfig
+from osmose.tasks.config import DataConfig, Task
 from osmose.tasks.recipes import MODELS
 
 T = TypeVar("T")
@@ -23,12 +23,27 @@ class DataOptions(DataConfig):
     """Data."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK-or-PATH")] = ""
-    """a data set (`osmose list`), or your own folder, .npz or CSV file"""
+    """a data set (`osmose list`), or your own folder, .npz, CSV or .ts file; with --data what that holds: nodes, series or
+    text"""
+    data: str | None = None
+    """your own file or folder, read as TASK says: osmose train text --data book.txt"""
+    task: Annotated[Task | None, tyro.conf.Suppress] = None
 
     def plain(self) -> DataConfig:
         """The settings themselves; a path is made absolute so that the run can be evaluated from anywhere."""
         values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(DataConfig)}
-        if _named(values["source"]):
+        words = get_args(Task)
+        if self.data is not None:
+            if self.source not in words:
+                raise ValueError(
+                    f"--data {self.data}: TASK is {self.source!r}; expected what it holds: {', '.join(words)}"
+                )
+            values |= {"source": self.data, "task": self.source}
+        elif self.source in words and not Path(self.source).exists():
+            raise ValueError(
+                f"{self.source} needs a file: osmose train {self.source} --data FILE, or name a data set"
+            )
+        if values["task"] is None and _named(values["source"]):
             values["source"] = values["source"].lower()
         elif Path(values["source"]).exists():
             values["source"] = str(Path(values["source"]).resolve())

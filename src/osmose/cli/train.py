@@ -86,9 +86,8 @@ def _execute(command: TrainCommand, config: RunConfig) -> None:
             if processes == "1"
             else f"torchrun --standalone --nproc-per-node {processes} -m osmose.cli"
         )
-        again = (
-            f"{start} train {shlex.quote(command.data.source)} --out {shlex.quote(str(folder.path))} --resume"
-        )
+        source = [command.data.source, *(["--data", command.data.data] if command.data.data else [])]
+        again = f"{start} train {shlex.join(source)} --out {shlex.quote(str(folder.path))} --resume"
         if main_process():
             print(f"osmose: {interrupted}. Continue with: {again}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -103,7 +102,7 @@ def report(result: dict[str, Any], *, json: bool) -> None:
         return
     from rich.console import Console
 
-    from osmose.tasks.evaluate import percent
+    from osmose.tasks.measures import REPORTS
 
     console = Console(highlight=False)
     number = len(result["splits"])
@@ -111,9 +110,9 @@ def report(result: dict[str, Any], *, json: bool) -> None:
     console.print(f"[bold]{result['source']}[/] ({result['protocol']}), {result['model']}")
     for note in result["notes"]:
         console.print(f"  note: {note}", markup=False)
-    console.print(f"  test accuracy        {percent(result['test_accuracy'])} %{spread}")
-    console.print(f"  validation accuracy  {percent(result['valid_accuracy'])} %")
-    console.print(f"  test macro F1        {percent(result['test_macro_f1'])} %")
+    for name, measure in REPORTS[result["kind"]].named().items():
+        what = f"{name.split('_')[0].replace('valid', 'validation')} {measure.title}"
+        console.print(f"  {what:<24} {measure.of(result[name])} {measure.unit}{spread}")
     console.print(f"  {result['parameters']:,} parameters, {result['seconds']:.1f} s")
     console.print(f"  run folder: {result['run']}", soft_wrap=True, markup=False)
 
@@ -136,17 +135,21 @@ def _with_defaults(command: TrainCommand) -> TrainCommand:
         saved = folder.config()
         data = DataOptions(**dataclasses.asdict(saved.data))
         return TrainCommand(data, ModelOptions.of(saved.model), saved.train)
-    source = command.data.plain().source
-    model, train = recipe(source, command.model.name or default_models(source)[0])
+    chosen = command.data.plain()
+    model, train = recipe(chosen.source, _model(command), chosen.task)
     return TrainCommand(model=ModelOptions.of(model), train=train)
 
 
 def _folder(command: TrainCommand) -> Path:
     if command.out is not None:
         return command.out
-    title = re.sub(r"[^\w.-]+", "-", Path(command.data.source).stem) or "data"
-    model = command.model.name or default_models(command.data.plain().source)[0]
-    return default_folder(f"{title}-{model}", resume=command.resume, overwrite=command.overwrite)
+    title = re.sub(r"[^\w.-]+", "-", Path(command.data.plain().source).stem) or "data"
+    return default_folder(f"{title}-{_model(command)}", resume=command.resume, overwrite=command.overwrite)
+
+
+def _model(command: TrainCommand) -> str:
+    data = command.data.plain()
+    return command.model.name or default_models(data.source, data.task)[0]
 
 
 def default_folder(name: str, *, resume: bool, overwrite: bool) -> Path:

@@ -1,5 +1,4 @@
-"""Data sets with labels and splits, as nodes (with or without edges) or as sequences: public ones by name, the user's
-own by path.
+"""Data sets with splits, as nodes (with or without edges), sequences or text: public ones by name, the user's own by path.
 
 `load("cora")`, `load("table.csv", label="species")`, `load("X_TRAIN.ts")`; `load_new` prepares new rows or sequences for
 a trained model. Names and protocols are to be had without torch; what is heavy is imported when used.
@@ -17,6 +16,7 @@ from .kind import kind
 if TYPE_CHECKING:
     from .node import NodeData, Split
     from .sequence import SequenceData
+    from .text import TextData
 
 __all__ = [
     "OWN_PROTOCOLS",
@@ -26,6 +26,7 @@ __all__ = [
     "NodeData",
     "SequenceData",
     "Split",
+    "TextData",
     "kind",
     "load",
     "load_new",
@@ -42,12 +43,17 @@ def __getattr__(name: str) -> Any:
         from .sequence import SequenceData
 
         return SequenceData
+    if name == "TextData":
+        from .text import TextData
+
+        return TextData
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load(
     source: str | Path,
     *,
+    task: str | None = None,
     protocol: str | None = None,
     splits: int | None = None,
     seed: int = 123,
@@ -61,11 +67,12 @@ def load(
     directed: bool = False,
     size: int | None = None,
     length: int | None = None,
-) -> NodeData | SequenceData:
-    """Data by the name of a public set or by the path of the user's own; `kind(source)` says which of the two.
+) -> NodeData | SequenceData | TextData:
+    """Data by the name of a public set or by the path of the user's own; `kind(source, task)` says of which kind.
 
     Args:
         source: one of `names()`; or a CSV table, an `.npz`, a folder of arrays, `.ts` files (formats: docs/data.md).
+        task: what the user's own file holds, `nodes`, `series` or `text`; None: told from the file.
         protocol: how nodes or sequences are divided, one of `PROTOCOLS[name]` or `OWN_PROTOCOLS`; None: the default.
         splits: number of splits; None: 5 where they are drawn, all where they are given. At most as many as
             the data give. Split i of a seed does not depend on this number.
@@ -79,10 +86,10 @@ def load(
         ignore: columns of a CSV table to leave out.
         directed: keep the direction of the user's edges; else both directions are stored.
         size: number of sequences of listops, imdb or cifar-pixels, the same share of every part; None: all.
-        length: bytes at which a review of imdb is cut; None: 1000.
+        length: bytes at which a review of imdb is cut, None: 1000; symbols of a training window of a text, None: 256.
 
     Returns:
-        checked `NodeData` or `SequenceData`.
+        checked `NodeData`, `SequenceData` or `TextData`.
 
     Raises:
         DataError: a ValueError that names the file or argument, what came, what was expected, what to do.
@@ -92,6 +99,7 @@ def load(
 
     return load_source(
         source,
+        task=task,
         protocol=protocol,
         splits=splits,
         seed=seed,

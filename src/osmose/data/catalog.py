@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .errors import DataError, nearest
 
@@ -19,8 +20,8 @@ class Entry:
     """size of the validation part where the protocol draws it"""
     test: int | None = None
     """size of the test part where the protocol draws it; None: all that is left"""
-    kind: str = "nodes"
-    """nodes or sequences"""
+    kind: Literal["nodes", "sequences", "text"] = "nodes"
+    """nodes, sequences or text"""
 
 
 BEST_ON_TEST = "best-on-test"
@@ -35,6 +36,12 @@ SERIES_PROTOCOLS: dict[str, str] = {
     BEST_ON_TEST: _OPTIMISTIC,
 }
 """Protocols of series that come with a training and a test file."""
+
+TEXT_PROTOCOLS: dict[str, str] = {
+    "holdout": "the first 90 % train, then 5 % for validation, the last 5 % are the test part",
+    BEST_ON_TEST: f"the first 90 % train, the last 10 % are validation and test; {_OPTIMISTIC}",
+}
+"""Protocols of texts."""
 
 CATALOG: dict[str, Entry] = {
     "digits": Entry(
@@ -106,6 +113,12 @@ CATALOG: dict[str, Entry] = {
         "CIFAR-10 in gray as 1024 symbols, 10 classes; JPEG, so figures are not those of the original images",
         {"holdout": "45,000 / 5,000 / 10,000, validation drawn class by class, anew for every split"},
         kind="sequences",
+    ),
+    "tinyshakespeare": Entry(
+        "1.1 million characters of plays, 65 different ones, for language models",
+        TEXT_PROTOCOLS,
+        splits=1,
+        kind="text",
     ),
 }
 

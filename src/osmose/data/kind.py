@@ -1,4 +1,4 @@
-"""Nodes or sequences? Told from the name or the path alone, without torch and without reading the data."""
+"""What data are there: nodes, sequences, text? Told from the name or the path alone, without torch and without reading the data."""
 
 from __future__ import annotations
 
@@ -8,18 +8,27 @@ from pathlib import Path
 from typing import Literal
 
 from .catalog import CATALOG
+from .errors import DataError, nearest
 
-Kind = Literal["nodes", "sequences"]
+Kind = Literal["nodes", "sequences", "text"]
+
+TASKS: dict[str, Kind] = {"nodes": "nodes", "series": "sequences", "text": "text"}
+"""What a user may say that a file holds."""
 
 
-def kind(source: str | Path) -> Kind:
-    """Whether `load(source)` gives `NodeData` or `SequenceData`.
+def kind(source: str | Path, task: str | None = None) -> Kind:
+    """Whether `load(source)` gives `NodeData`, `SequenceData` or `TextData`.
 
     Sequences are the named sets of that kind, `.ts` files, folders that hold some, and an `.npz` with `ptr` or an `x`
-    of three dimensions. What is not there or cannot be read counts as nodes: `load` says what is wrong with it.
+    of three dimensions. A file is a text where `task` says so. What is not there or cannot be read counts as nodes: `load`
+    says what is wrong with it.
     """
     if isinstance(source, str) and source.lower() in CATALOG:
-        return "sequences" if CATALOG[source.lower()].kind == "sequences" else "nodes"
+        return CATALOG[source.lower()].kind
+    if task is not None:
+        if task not in TASKS:
+            raise DataError(f"task is {task!r}; expected one of {', '.join(TASKS)}{nearest(task, TASKS)}")
+        return TASKS[task]
     path = Path(source).expanduser()
     try:
         if path.is_dir():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class NodeData:
     Raises `DataError` when a shape, type, index or value is not as stated, when a split is empty, overlaps
     another part, holds unlabelled nodes, or has a class in valid or test that is absent from train.
     """
+
+    kind: ClassVar[str] = "nodes"
 
     name: str
     protocol: str

@@ -10,6 +10,7 @@ from .errors import DataError, DataNotFoundError, nearest
 from .kind import kind
 from .node import NodeData
 from .sequence import SequenceData
+from .text import TextData
 
 TABLES = (".csv", ".tsv", ".txt")
 _SIZED = ("listops", "imdb", "cifar-pixels")
@@ -38,6 +39,7 @@ def existing_source(source: str | Path) -> Path:
 def load_source(
     source: str | Path,
     *,
+    task: str | None = None,
     protocol: str | None,
     splits: int | None,
     edges: str | Path | None,
@@ -47,7 +49,7 @@ def load_source(
     ignore: tuple[str, ...],
     directed: bool,
     **drawing: Any,
-) -> NodeData | SequenceData:
+) -> NodeData | SequenceData | TextData:
     """`osmose.data.load`; `drawing` is seed, labels_per_class, knn, size and length."""
     taking = {key: drawing.pop(key, None) for key in ("size", "length")}
     if splits is not None and splits < 1:
@@ -55,14 +57,21 @@ def load_source(
     table = {"label": label, "id": id, "ignore": (ignore,) if isinstance(ignore, str) else tuple(ignore)}
     table_only = table | {"ignore": ignore or None}
     where, name = f"load({str(source)!r})", named(source)
-    data: NodeData | SequenceData
+    found = kind(source, task)
+    if name is not None and task is not None:
+        raise DataError(f"{where}: task is {task!r}, but this is a named data set; leave task out")
+    data: NodeData | SequenceData | TextData
     if name not in _SIZED:
         _reject(where, {"size": taking["size"]}, ", ".join(_SIZED))
-    if name != "imdb":
-        _reject(where, {"length": taking["length"]}, "imdb")
-    if kind(source) == "sequences":
+    if name != "imdb" and found != "text":
+        _reject(where, {"length": taking["length"]}, "imdb and texts")
+    if found != "nodes":
         given = table_only | {"edges": edges, "directed": directed or None, "knn": drawing["knn"]}
-        _reject(where, given, "tables and graphs, not for sequences")
+        _reject(where, given, f"tables and graphs, not for {found}")
+    if found == "text":
+        _reject(where, {"labels_per_class": drawing["labels_per_class"]}, "data with labels")
+        return _load_text(source, name, where, protocol, root, taking["length"])
+    if found == "sequences":
         data = _load_sequences(source, name, where, protocol, splits, root, drawing | taking)
     elif name is not None:
         _reject(where, table_only | {"edges": edges, "directed": directed or None}, "the user's own data")
@@ -89,6 +98,23 @@ def _load_own(path: Path, table: dict[str, Any], own: dict[str, Any]) -> NodeDat
     if path.suffix.lower() in TABLES:
         return load_table(path, **table, **own)
     raise DataError(f"{path} is of an unknown kind; expected a .csv (.tsv, .txt), an .npz, a .ts or a folder")
+
+
+def _load_text(
+    source: str | Path,
+    name: str | None,
+    where: str,
+    protocol: str | None,
+    root: str | Path | None,
+    length: int | None,
+) -> TextData:
+    from .text import load_text, load_tinyshakespeare
+
+    if name is not None:
+        raw = None if root is None else Path(root)
+        return load_tinyshakespeare(protocol=choose_protocol(name, protocol), length=length, root=raw)
+    _reject(where, {"root": root}, "public data sets")
+    return load_text(existing_source(source), protocol=protocol, length=length)
 
 
 def _load_sequences(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class SequenceData:
     Raises `DataError` when a shape, type or value is not as stated, when a sequence is empty, and for splits as
     `NodeData`. Only protocol `best-on-test` has the same sequences in valid and test.
     """
+
+    kind: ClassVar[str] = "sequences"
 
     name: str
     protocol: str

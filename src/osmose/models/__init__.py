@@ -1,14 +1,14 @@
 """One readable file for each model family, and ``build``, which makes one from its settings.
 
 Every model of nodes is called as ``model(x, graph, batch=...)`` where the graph is None, an edge index, or what
-``model.prepare_graph`` made of one; every model of sequences as ``model(values, lengths)``.
+``model.prepare_graph`` made of one; every model of sequences as ``model(values, lengths)``; a language model as ``model(ids)``.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .config import SEQUENCE_MODELS, ModelConfig, is_for_sequences
+from .config import SEQUENCE_MODELS, Form, ModelConfig, is_for_sequences
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,10 +50,10 @@ def __getattr__(name: str):
     return getattr(import_module(f".{_HOME[name]}", __name__), name)
 
 
-def build(config: ModelConfig, in_channels: int, out_channels: int, *, symbols: bool = False) -> nn.Module:
-    """The model that ``config`` describes. Settings that its kind does not have are left out.
+def build(config: ModelConfig, in_channels: int, out_channels: int, *, form: Form = "nodes") -> nn.Module:
+    """The model that ``config`` describes, for data of this form. Settings that its kind does not have are left out.
 
-    With ``symbols`` a model of sequences takes ids below ``in_channels`` in place of that many channels.
+    Models of symbols and text take ids below ``in_channels`` in place of that many channels.
 
     Raises:
         ValueError: an unknown name (with the nearest known one), or sizes that are not positive.
@@ -68,19 +68,16 @@ def build(config: ModelConfig, in_channels: int, out_channels: int, *, symbols: 
     sizes = (in_channels, config.hidden, out_channels)
     common: dict[str, Any] = {"num_layers": config.layers, "dropout": config.dropout}
     if is_for_sequences(config.name):
+        common |= {"num_heads": config.heads, "mixer": SEQUENCE_MODELS[config.name]}
+        if config.name == "flowformer":
+            common["preset"] = config.preset
+        if form == "text":
+            from .language import LanguageModel
+
+            return LanguageModel(in_channels, config.hidden, **common)
         from .flowformer import SequenceClassifier
 
-        options: dict[str, Any] = {"preset": config.preset} if config.name == "flowformer" else {}
-        return SequenceClassifier(
-            *sizes,
-            symbols=symbols,
-            num_layers=config.layers,
-            num_heads=config.heads,
-            dropout=config.dropout,
-            patch=config.patch,
-            mixer=SEQUENCE_MODELS[config.name],
-            **options,
-        )
+        return SequenceClassifier(*sizes, symbols=form == "symbols", patch=config.patch, **common)
     if config.name == "mlp":
         return MLP(*sizes, **common)
     if config.name == "gcn":

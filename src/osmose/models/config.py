@@ -21,8 +21,12 @@ SEQUENCE_MODELS = {"flowformer": "flow", "transformer": "softmax", "linear-trans
 """Models of sequences, and the mixer of each."""
 
 
+Form = Literal["nodes", "series", "symbols", "text"]
+"""What a model is given: one set of nodes, sequences of vectors or of symbols, a text to go on with."""
+
+
 def is_for_sequences(name: str) -> bool:
-    """Whether a model takes sequences; the others take nodes or rows."""
+    """Whether a model takes sequences or text; the others take nodes or rows."""
     return name in SEQUENCE_MODELS
 
 

@@ -13,6 +13,7 @@ Shapes: B batch, n tokens, E embedding, V symbols.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +128,6 @@ class LanguageModel(nn.Module):
             blocks.append(after)
         return self._logits(x), LanguageState(state.length + n, tuple(blocks))
 
-    @torch.no_grad()
     def generate(
         self,
         prompt: Tensor,
@@ -138,7 +138,23 @@ class LanguageModel(nn.Module):
         top_p: float | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """``prompt (B, n)`` and ``length`` tokens more, ``(B, n + length)``.
+        """``prompt (B, n)`` and ``length`` tokens more, ``(B, n + length)``: those of :meth:`stream`."""
+        tokens = self.stream(
+            prompt, length, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
+        )
+        return torch.cat([prompt, *tokens], -1)
+
+    def stream(
+        self,
+        prompt: Tensor,
+        length: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
+        """``length`` tokens ``(B, 1)`` after ``prompt (B, n)``, one by one as they are drawn, without dropout.
 
         Args:
             temperature: divides the logits; 0 takes the likeliest token.
@@ -160,30 +176,38 @@ class LanguageModel(nn.Module):
                 f"generate: length {length}, temperature {temperature}, top_k {top_k}, top_p {top_p}; expected length and "
                 "temperature >= 0, top_k >= 1, top_p in (0, 1]."
             )
-        training, text = self.training, [prompt]
-        self.eval()
+        if self.positions is not None:
+            self._check_positions(prompt.shape[1] + max(length - 1, 0))
+        return self._stream(prompt, length, temperature, top_k, top_p, generator)
+
+    def _stream(self, text: Tensor, length: int, *how: Any) -> Iterator[Tensor]:
+        training, state = self.training, self.start(len(text))
         try:
-            logits, state = self.step(prompt, self.start(len(prompt)))
-            for i in range(length):
-                text.append(choose(logits[:, -1], temperature, top_k, top_p, generator))
-                if i + 1 < length:
-                    logits, state = self.step(text[-1], state)
+            for _ in range(length):
+                self.eval()
+                with torch.no_grad():
+                    logits, state = self.step(text, state)
+                    text = choose(logits[:, -1], *how)
+                yield text
         finally:
             self.train(training)
-        return torch.cat(text, -1)
 
     def _embed(self, tokens: Tensor, position: Tensor) -> Tensor:
         x = self.embedding(tokens)
         if self.positions is None:
             x = x + 0.02 * math.sqrt(2) * sinusoids(position, x.shape[-1]).to(x.dtype)
-        elif position.numel() and int(position.max()) >= self.positions.num_embeddings:
-            raise ValueError(
-                f"LanguageModel: a text of {int(position.max()) + 1} tokens, but the model has learned "
-                f"{self.positions.num_embeddings} positions; shorten it, or train with max_length=None."
-            )
         else:
+            self._check_positions(int(position.max()) + 1 if position.numel() else 0)
             x = x + self.positions(position)
         return F.dropout(x, self.dropout, self.training)
+
+    def _check_positions(self, length: int) -> None:
+        assert self.positions is not None
+        if length > self.positions.num_embeddings:
+            raise ValueError(
+                f"LanguageModel: a text of {length} tokens, but the model has learned "
+                f"{self.positions.num_embeddings} positions; shorten it, or train with max_length=None."
+            )
 
     def _logits(self, x: Tensor) -> Tensor:
         return F.linear(self.norm(x), self.embedding.weight)
@@ -204,7 +228,7 @@ def choose(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """A token for each row of ``logits (B, V)``, as ``(B, 1)``; see :meth:`LanguageModel.generate`."""
+    """A token for each row of ``logits (B, V)``, as ``(B, 1)``; see :meth:`LanguageModel.stream`."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     logits = logits.float() / temperature

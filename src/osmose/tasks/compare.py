@@ -21,8 +21,8 @@ from osmose.tasks import environment, figures, sources
 from osmose.tasks.checkpoint import replace_file
 from osmose.tasks.config import DataConfig, RunConfig
 from osmose.tasks.devices import make_accelerator
-from osmose.tasks.evaluate import percent
 from osmose.tasks.loop import Data
+from osmose.tasks.measures import ACCURACY, REPORTS, Measure
 from osmose.tasks.progress import Reporter
 from osmose.tasks.recipes import recipe
 from osmose.tasks.run import run
@@ -66,7 +66,7 @@ class Comparison:
 
     def run_config(self, model: str) -> RunConfig:
         """The recipe of `model`, with what is common to all models."""
-        settings, train = recipe(self.data.source, model)
+        settings, train = recipe(self.data.source, model, self.data.task)
         common: dict[str, Any] = {"splits": self.splits, "seed": self.seed, **dict(self.overrides)}
         of_model = {entry.name for entry in dataclasses.fields(settings)}
         settings = dataclasses.replace(settings, **{k: v for k, v in common.items() if k in of_model})
@@ -186,11 +186,11 @@ def _row(
         )
         config = with_settings(config, found["settings"])
     result = run(config, RunFolder(path / name), resume=True, reporter=reporter, stop=stop, data=data)
+    test, *_ = measures = REPORTS[data.kind].named()
     return {
         "model": name,
-        "test_accuracy": result["test_accuracy"],
-        "test_accuracies": [record["test_accuracy"] for record in result["splits"]],
-        "valid_accuracy": result["valid_accuracy"],
+        **{measure: result[measure] for measure in measures},
+        "test_values": [record[test] for record in result["splits"]],
         "settings": _settings(config),
         "search": found,
         "parameters": result["parameters"],
@@ -207,27 +207,37 @@ def _finish(comparison: Comparison, path: Path, data: Data, rows: list[dict[str,
     result = {
         "source": comparison.data.source,
         "protocol": data.protocol,
+        "kind": data.kind,
         "comparison": comparison.to_dict(),
         "models": rows,
         "notes": data.notes,
     }
     title = f"{data.name} ({data.protocol}), {comparison.splits} splits"
-    figures.comparison(rows, path / "figures" / "comparison.png", title)
+    figures.comparison(rows, REPORTS[data.kind].test, path / "figures" / "comparison.png", title)
     replace_file(path / "table.md", table(result).encode())
     _write(path / "result.json", result)
     return _read(path / "result.json")
 
 
-COLUMNS = ("model", "test, %", "valid, %", "settings (layers x hidden)", "params", "seconds")
+def columns(result: dict[str, Any]) -> tuple[str, ...]:
+    """The heads of the table's columns."""
+    report = REPORTS[result["kind"]]
+    parts = [f"{part}, {_unit(one)}" for part, one in (("test", report.test), ("valid", report.valid))]
+    return ("model", *parts, "settings (layers x hidden)", "params", "seconds")
+
+
+def _unit(measure: Measure) -> str:
+    return measure.unit if measure is ACCURACY else f"{measure.title} ({measure.unit})"
 
 
 def cells(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The table's rows as text, in the order of COLUMNS."""
+    """The table's rows as text, in the order of `columns`."""
+    report = REPORTS[result["kind"]]
     return [
         (
             row["model"],
-            percent(row["test_accuracy"]),
-            percent(row["valid_accuracy"]),
+            report.test.of(row[f"test_{report.test.key}"]),
+            report.valid.of(row[f"valid_{report.valid.key}"]),
             describe(row["settings"]),
             f"{row['parameters']:,}",
             f"{row['seconds']:.1f}",
@@ -252,7 +262,8 @@ def how(result: dict[str, Any]) -> str:
 
 def table(result: dict[str, Any]) -> str:
     """The comparison as Markdown."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|---|---|---|---|"]
+    heads = columns(result)
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     lines += [f"| {' | '.join(row)} |" for row in cells(result)]
     return "\n".join([f"**{result['source']}.** {how(result)}", "", *lines, ""])
 

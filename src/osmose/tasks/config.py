@@ -9,6 +9,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from osmose.models.config import ModelConfig
 
+Task = Literal["nodes", "series", "text"]
+"""What a user may say that a file holds."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -16,6 +19,8 @@ class DataConfig:
 
     source: str
     """name of a data set (`osmose list`), or the path of a folder, .npz or CSV file"""
+    task: Task | None = None
+    """what your own file holds; without it, told from the file"""
     protocol: str | None = None
     """how to split a named data set; without it the data set's default"""
     label: str | None = None
@@ -37,7 +42,7 @@ class DataConfig:
     size: int | None = None
     """number of sequences of listops, imdb or cifar-pixels, the same share of every part; without it, all"""
     length: int | None = None
-    """bytes at which a review of imdb is cut; without it 1000"""
+    """imdb: bytes at which a review is cut, without it 1000; text: symbols of a training window, without it 256"""
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,13 @@ class TrainConfig:
     eval_every: int = 1
     """epochs between evaluations"""
     batch_size: int | None = None
-    """nodes (as an induced subgraph) or sequences per random mini-batch; without it, full batch"""
+    """nodes (as an induced subgraph), sequences, images or windows per random mini-batch; without it, full batch"""
     optimizer: Literal["adam", "radam", "adamw"] = "adam"
     """adam and radam add the L2 penalty to the gradient, adamw takes it from the weights"""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """cosine lowers the learning rate to 0 over the epochs"""
+    warmup: float = 0.0
+    """epochs, or a part of one, in which the learning rate rises from 0"""
     clip: float = 0.0
     """largest norm of a step's gradient; 0: as it is"""
     splits: int = 1
@@ -82,6 +91,7 @@ class TrainConfig:
         for name in ("epochs", "eval_every", "splits"):
             value = getattr(self, name)
             _require(value >= 1, f"--{name.replace('_', '-')}", value, "1 or more")
+        _require(0 <= self.warmup < self.epochs, "--warmup", self.warmup, "0 or more, and less than --epochs")
         _require(self.clip >= 0, "--clip", self.clip, "0 (no clipping) or more")
         _require(self.patience >= 0, "--patience", self.patience, "0 (never stop early) or more")
         _require(self.checkpoint_seconds >= 0, "--checkpoint-seconds", self.checkpoint_seconds, "0 or more")

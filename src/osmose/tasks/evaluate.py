@@ -1,9 +1,6 @@
-"""Final metrics of one model on one split, and their mean and deviation over splits."""
+"""Final metrics of a classifier on one split."""
 
 from __future__ import annotations
-
-import statistics
-from typing import Any
 
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, f1_score
@@ -22,15 +19,3 @@ def final_metrics(logits: Tensor, y: Tensor, split: Split) -> dict[str, float]:
         found[f"{part}_macro_f1"] = float(f1_score(true, predicted, average="macro", zero_division=0.0))
         found[f"{part}_loss"] = F.cross_entropy(chosen, target).item()
     return found
-
-
-def summary(values: list[float]) -> dict[str, Any]:
-    """Mean and sample standard deviation (ddof = 1; None for a single value)."""
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "sd": deviation, "ddof": 1, "n": len(values)}
-
-
-def percent(entry: dict[str, Any]) -> str:
-    """`81.5 ± 0.6` from a summary of fractions."""
-    mean = f"{100 * entry['mean']:.1f}"
-    return mean if entry["sd"] is None else f"{mean} ± {100 * entry['sd']:.1f}"

@@ -8,57 +8,69 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from osmose.tasks.measures import Measure, Report
+
 _COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#4a5568", "#b7791f", "#285e61")
 
 
-def learning_curves(records: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Loss (train, validation) and validation accuracy over epochs, one colour per split, best epoch marked."""
+def learning_curves(records: list[dict[str, Any]], report: Report, path: Path, title: str) -> None:
+    """Loss (train, validation), and what validation chooses by, over epochs; one colour per split, best epoch marked."""
+    chosen = report.valid
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    losses, accuracies = figure.subplots(1, 2)
+    losses, choices = figure.subplots(1, 2)
     for split in sorted({record["split"] for record in records}):
         mine = [record for record in records if record["split"] == split]
         colour = _COLOURS[split % len(_COLOURS)]
         epochs = [record["epoch"] for record in mine]
         losses.plot(epochs, [r["train_loss"] for r in mine], color=colour, lw=0.8, alpha=0.5)
         losses.plot(epochs, [r["valid_loss"] for r in mine], color=colour, lw=1.4)
-        accuracies.plot(
-            epochs, [100 * r["valid_accuracy"] for r in mine], color=colour, lw=1.2, label=f"split {split}"
-        )
+        values = [chosen.scale * r[f"valid_{chosen.key}"] for r in mine]
+        choices.plot(epochs, values, color=colour, lw=1.2, label=f"split {split}")
         best = [record for record in mine if record["best"]]
         if best:
-            accuracies.plot(
-                best[-1]["epoch"], 100 * best[-1]["valid_accuracy"], "o", color=colour, ms=6, mec="white"
-            )
-    losses.set(xlabel="epoch", ylabel="cross-entropy", title="loss: training (thin), validation (thick)")
-    accuracies.set(xlabel="epoch", ylabel="accuracy, %", title="validation accuracy (best epoch marked)")
-    accuracies.legend(fontsize=8, frameon=False)
+            value = chosen.scale * best[-1][f"valid_{chosen.key}"]
+            choices.plot(best[-1]["epoch"], value, "o", color=colour, ms=6, mec="white")
+    losses.set(xlabel="epoch", ylabel="loss", title="loss: training (thin), validation (thick)")
+    choices.set(
+        xlabel="epoch",
+        ylabel=f"{chosen.title}, {chosen.unit}",
+        title=f"validation {chosen.title} (best epoch marked)",
+    )
+    choices.legend(fontsize=8, frameon=False)
     _save(figure, path, title)
 
 
-def comparison(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """One bar per model: mean test accuracy, sample deviation, and a point for every split."""
+def comparison(rows: list[dict[str, Any]], measure: Measure, path: Path, title: str) -> None:
+    """One bar per model: mean of the test parts, sample deviation, and a point for every split."""
     figure = Figure(figsize=(1.5 + 1.3 * len(rows), 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    everything = [100 * value for row in rows for value in row["test_accuracies"]]
+    scale = measure.scale
+    everything = [scale * value for row in rows for value in row["test_values"]]
     for place, row in enumerate(rows):
-        summary = row["test_accuracy"]
-        mean, deviation = 100 * summary["mean"], 100 * (summary["sd"] or 0.0)
+        summary = row[f"test_{measure.key}"]
+        mean, deviation = scale * summary["mean"], scale * (summary["sd"] or 0.0)
         colour = _COLOURS[place % len(_COLOURS)]
         axes.bar(place, mean, width=0.62, color=colour, alpha=0.35, edgecolor=colour)
         axes.errorbar(place, mean, yerr=deviation, color="black", capsize=5, lw=1.2)
-        points = [100 * value for value in row["test_accuracies"]]
+        points = [scale * value for value in row["test_values"]]
         steps = [place + 0.36 * (i + 0.5) / len(points) - 0.18 for i in range(len(points))]
         axes.plot(steps, points, "o", color=colour, ms=5, mec="white", mew=0.6)
         above = max([mean + deviation, *points])
         axes.annotate(
-            f"{mean:.1f}", (place, above), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=9
+            measure.text(summary["mean"]),
+            (place, above),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
         )
-    spread = max(max(everything) - min(everything), 2.0)
-    axes.set_ylim(max(0.0, min(everything) - 0.5 * spread), min(104.0, max(everything) + 0.35 * spread))
+    spread = max(max(everything) - min(everything), 0.02 * abs(max(everything)))
+    axes.set_ylim(max(0.0, min(everything) - 0.5 * spread), max(everything) + 0.35 * spread)
     axes.set_xticks(range(len(rows)), [row["model"] for row in rows])
-    axes.set_ylabel("test accuracy, % (axis does not start at 0)")
+    better = "" if measure.higher else ", lower is better"
+    axes.set_ylabel(f"test {measure.title}, {measure.unit}{better} (axis does not start at 0)")
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path, title)
 

@@ -12,11 +12,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from osmose.data import NodeData, Split
-from osmose.data.sequence import SequenceData
+from osmose.data import NodeData, SequenceData, TextData
 from osmose.models import build, is_for_sequences
+from osmose.models.config import Form
 from osmose.tasks.config import RunConfig, TrainConfig
 from osmose.tasks.devices import seed_everything
+from osmose.tasks.measures import REPORTS
 
 
 class TrainingDivergedError(ValueError):
@@ -25,46 +26,51 @@ class TrainingDivergedError(ValueError):
 
 @dataclass
 class EarlyStopping:
-    """Keeps the best validation result: highest accuracy, ties broken by the lower loss."""
+    """Keeps the best validation result: the highest accuracy, ties broken by the lower loss, or only the lowest loss."""
 
     patience: int
+    by_loss: bool = False
     epoch: int = 0
     accuracy: float = -1.0
     loss: float = math.inf
 
     def update(self, epoch: int, accuracy: float, loss: float) -> bool:
         """Note a result; True if it is the best so far, which starts the patience anew."""
-        if (accuracy, -loss) <= (self.accuracy, -self.loss):
+        if self.rank(accuracy, loss) <= self.rank(self.accuracy, self.loss):
             return False
         self.epoch, self.accuracy, self.loss = epoch, accuracy, loss
         return True
+
+    def rank(self, accuracy: float, loss: float) -> tuple[float, ...]:
+        """What is compared; higher is better."""
+        return (-loss,) if self.by_loss else (accuracy, -loss)
 
     def exhausted(self, epoch: int) -> bool:
         """True once `patience` epochs have passed since the best one."""
         return self.patience > 0 and epoch - self.epoch >= self.patience
 
 
-Data = NodeData | SequenceData
+Data = NodeData | SequenceData | TextData
 
 
 def check_trainable(data: Data, config: RunConfig, processes: int) -> None:
     """Raise ValueError where data, model settings and processes do not go together; takes milliseconds."""
     name = config.model.name
-    if is_for_sequences(name) != isinstance(data, SequenceData):
-        kind, others = (
-            ("sequences", "nodes or rows")
-            if isinstance(data, SequenceData)
-            else ("nodes or rows", "sequences")
+    if is_for_sequences(name) == isinstance(data, NodeData):
+        holds, others = (
+            ("nodes or rows", "sequences") if data.kind == "nodes" else (data.kind, "nodes or rows")
         )
         raise ValueError(
-            f"{data.name} holds {kind}, and {name} is a model of {others}: choose another --model (`osmose list`)"
+            f"{data.name} holds {holds}, and {name} is a model of {others}: choose another --model (`osmose list`)"
         )
     if processes > 1 and config.train.batch_size is None:
         raise ValueError(
             f"full-batch training cannot be shared by {processes} processes: give --batch-size, or start one process"
         )
-    if processes > 1 and isinstance(data, SequenceData):
-        raise ValueError(f"sequences are trained by one process, not {processes}: start it without torchrun")
+    if processes > 1 and not isinstance(data, NodeData):
+        raise ValueError(
+            f"{data.kind} are trained by one process, not {processes}: start it without torchrun"
+        )
     if name == "gcn" and isinstance(data, NodeData) and data.edge_index is None:
         raise ValueError(
             f"{data.name} has no edges, and gcn needs them: give --edges or --knn, or another --model"
@@ -76,11 +82,14 @@ def check_trainable(data: Data, config: RunConfig, processes: int) -> None:
     if not 0 <= config.model.dropout < 1:
         raise ValueError(f"--dropout is {config.model.dropout}; expected a probability in [0, 1)")
     with torch.device("meta"):  # parameters without storage: only the settings are checked
-        build(config.model, data.num_features, data.num_classes, symbols=_symbols(data))
+        build(config.model, data.num_features, len(data.classes), form=form(data))
 
 
-def _symbols(data: Data) -> bool:
-    return isinstance(data, SequenceData) and data.vocab is not None
+def form(data: Data) -> Form:
+    """What a model is given."""
+    if isinstance(data, SequenceData):
+        return "series" if data.vocab is None else "symbols"
+    return "text" if isinstance(data, TextData) else "nodes"
 
 
 class SplitTrainer(ABC):
@@ -96,13 +105,11 @@ class SplitTrainer(ABC):
         number = index % len(data.splits)
         self.prepared = data.for_split(number)
         self.channels, self.classes = data.num_features, data.classes
-        self.symbols, self.preprocessing = _symbols(data), self.prepared.preprocessing
-        self.y = self.prepared.y.to(accelerator.device)
-        parts = data.splits[number].parts().values()
-        self.split = Split(*(part.to(accelerator.device) for part in parts))
+        self.form, self.preprocessing = form(data), self.prepared.preprocessing
+        self.number = number
         self.seed = self.settings.seed + index
         seed_everything(self.seed)
-        self.model: nn.Module = build(config.model, data.num_features, data.num_classes, symbols=self.symbols)
+        self.model: nn.Module = build(config.model, data.num_features, len(data.classes), form=self.form)
         self.parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self.stepper, self.optimizer = accelerator.prepare(
             self.model, make_optimizer(self.model, self.settings)
@@ -110,7 +117,7 @@ class SplitTrainer(ABC):
         self._prepare()
         self.live = self.model.state_dict()  # views of the parameters, not copies
         self.best = {name: value.clone() for name, value in self.live.items()}
-        self.stopping = EarlyStopping(self.settings.patience)
+        self.stopping = EarlyStopping(self.settings.patience, by_loss=not REPORTS[data.kind].valid.higher)
         self.epoch = 0
         if accelerator.num_processes > 1:  # every process drops out other units
             torch.manual_seed(self.seed + 7919 * (accelerator.process_index + 1))
@@ -124,12 +131,12 @@ class SplitTrainer(ABC):
         """All steps of one epoch; gives the mean training loss."""
 
     @abstractmethod
-    def _results(self) -> list[list[float]]:
-        """Loss and accuracy on train and on valid."""
+    def _results(self) -> dict[str, float]:
+        """Measures of the current weights, `valid_loss` and `valid_accuracy` among them."""
 
     @abstractmethod
-    def logits(self) -> Tensor:
-        """``(n, classes)`` in float32 for everything there is, without dropout, with the current weights."""
+    def final_metrics(self) -> dict[str, float]:
+        """Everything that is reported of the current weights, the test part included."""
 
     @property
     def finished(self) -> bool:
@@ -147,6 +154,7 @@ class SplitTrainer(ABC):
         checkpoint taken there continues exactly) and may raise to interrupt. Raises TrainingDivergedError.
         """
         while not self.finished:
+            self._set_rate(0.5)
             loss = self._train_epoch()
             self._check_finite(loss, "training loss", self.epoch + 1)
             self.epoch += 1
@@ -162,10 +170,19 @@ class SplitTrainer(ABC):
         self.optimizer.step()
         return loss.detach()
 
+    def _set_rate(self, share: float) -> None:
+        """The learning rate after this share of the epoch."""
+        settings, at = self.settings, self.epoch + share
+        rate = settings.lr * (min(1.0, at / settings.warmup) if settings.warmup else 1.0)
+        if settings.schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * at / settings.epochs))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
     def _evaluate(self, train_loss: float) -> dict[str, Any]:
-        (_, train_accuracy), (valid_loss, valid_accuracy) = self._results()
-        self._check_finite(valid_loss, "validation loss", self.epoch)
-        improved = self.stopping.update(self.epoch, valid_accuracy, valid_loss)
+        found = self._results()
+        self._check_finite(found["valid_loss"], "validation loss", self.epoch)
+        improved = self.stopping.update(self.epoch, found["valid_accuracy"], found["valid_loss"])
         if improved:
             for name, value in self.live.items():
                 self.best[name].copy_(value)
@@ -173,9 +190,7 @@ class SplitTrainer(ABC):
             "split": self.index,
             "epoch": self.epoch,
             "train_loss": train_loss,
-            "train_accuracy": train_accuracy,
-            "valid_loss": valid_loss,
-            "valid_accuracy": valid_accuracy,
+            **found,
             "best": improved,
         }
 

@@ -54,7 +54,9 @@ class Reporter:
         if self._bar is None or self._task is None or now - self._shown < 0.1:
             return
         self._shown = now
-        state = f"loss {record['train_loss']:.3f}  valid {100 * record['valid_accuracy']:.1f}"
+        state = f"loss {record['train_loss']:.3f}  valid {record['valid_loss']:.3f}"
+        if "valid_accuracy" in record:
+            state += f" ({100 * record['valid_accuracy']:.1f} %)"
         self._bar.update(self._task, completed=record["epoch"], state=state)
 
     def line(self, text: str) -> None:

@@ -48,6 +48,20 @@ _SYMBOLS = {
     "splits": 1,
 }
 
+# A language model of symbols; AdamW's penalty and the cosine are those of GPT.
+_TEXT_MODEL = {"hidden": 128, "layers": 4, "heads": 4, "dropout": 0.1}
+_TEXT = {
+    "optimizer": "adamw",
+    "lr": 2e-3,
+    "weight_decay": 0.1,
+    "batch_size": 16,
+    "clip": 1.0,
+    "schedule": "cosine",
+    "warmup": 0.5,
+    "patience": 0,
+    "splits": 1,
+}
+
 # task -> model -> (model settings, training settings); "*" serves the models that are not named.
 _RECIPES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "cora": {
@@ -104,6 +118,7 @@ _RECIPES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "imdb": {"*": (_SEQUENCE_MODEL | {"patch": 4}, _SYMBOLS | {"epochs": 10})},
     "listops": {"*": (_SEQUENCE_MODEL | {"patch": 1}, _SYMBOLS | {"epochs": 5})},
     "cifar-pixels": {"*": (_SEQUENCE_MODEL | {"patch": 4}, _SYMBOLS | {"epochs": 10})},
+    "tinyshakespeare": {"*": (_TEXT_MODEL, _TEXT | {"epochs": 8})},
     "digits": {
         "*": ({"hidden": 64, "layers": 2, "dropout": 0.2}, _DIGITS),
         "gcn": ({"hidden": 64, "layers": 2, "dropout": 0.5}, _DIGITS),
@@ -111,25 +126,33 @@ _RECIPES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     },
 }
 
+# Of the user's own sequences and texts.
+_OWN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "sequences": (_SEQUENCE_MODEL, _SERIES | {"epochs": 60, "splits": 1}),
+    "text": (_TEXT_MODEL, _TEXT | {"epochs": 8}),
+}
 
-def default_models(task: str) -> tuple[str, ...]:
-    """What is compared on a task if no models are named; the first is what is trained."""
+
+def default_models(task: str, what: str | None = None) -> tuple[str, ...]:
+    """What is compared on a task if no models are named; the first is what is trained. `what` is its kind, if it is told."""
     from osmose.data import kind
 
-    if kind(task) == "sequences":
+    if kind(task, what) != "nodes":
         return ("flowformer", "transformer", "linear-transformer")
     return ("difformer-s", "mean", "gcn", "mlp")
 
 
-def recipe(task: str, model: str) -> tuple[ModelConfig, TrainConfig]:
-    """The settings for `model` on `task`; data without a recipe of their own get the library's defaults.
+def recipe(task: str, model: str, what: str | None = None) -> tuple[ModelConfig, TrainConfig]:
+    """The settings for `model` on `task`; data without a recipe of their own get those of their kind, `what` if it is told.
 
     Raises ValueError for an unknown model, with the nearest known one.
     """
     check_name(model, MODELS, "model")
     by_model = _RECIPES.get(task, {})
     if not by_model and is_for_sequences(model):
-        by_model = {"*": (_SEQUENCE_MODEL, _SERIES | {"epochs": 60, "splits": 1})}
+        from osmose.data import kind
+
+        by_model = {"*": _OWN.get(kind(task, what), ({}, {}))}
     model_settings, train_settings = by_model.get(model, by_model.get("*", ({}, {})))
     return ModelConfig(name=model, **model_settings), TrainConfig(**train_settings)  # type: ignore[arg-type]
 

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from osmose.tasks import checkpoint, environment, figures, sources, state
 from osmose.tasks.config import RESUMABLE, RunConfig
 from osmose.tasks.devices import make_accelerator, on_main
-from osmose.tasks.evaluate import final_metrics, summary
 from osmose.tasks.loop import Data, SplitTrainer, TrainingDivergedError, check_trainable
+from osmose.tasks.measures import REPORTS, summary
 from osmose.tasks.progress import Reporter
 from osmose.tasks.run_folder import RunFolder, RunFolderError
 from osmose.tasks.signals import Interrupted, StopRequest
@@ -95,6 +95,7 @@ class _Run:
         self.accelerator, self.reporter, self.stop = accelerator, reporter, stop
         self.done: list[dict[str, Any]] = []
         self.saved: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None
+        self.report = REPORTS[data.kind]
         self.fingerprint = sources.fingerprint(data)
         self.elapsed = 0.0  # seconds spent on the current split before the clock was started
         self.clock = self.last_save = time.monotonic()
@@ -158,8 +159,10 @@ class _Run:
         self.elapsed = 0.0
         if self.accelerator.device.type != "cpu":
             self.accelerator.free_memory()
+        test, valid = self.report.test, self.report.valid
         self.reporter.line(
-            f"{title}: test {100 * record['test_accuracy']:.2f} %, validation {100 * record['valid_accuracy']:.2f} % "
+            f"{title}: test {test.text(record[f'test_{test.key}'])} {test.unit}, validation "
+            f"{valid.text(record[f'valid_{valid.key}'])} {valid.unit} "
             f"(epoch {record['best_epoch']} of {record['epochs']}), {seconds:.1f} s"
         )
         return record
@@ -213,7 +216,7 @@ class _Run:
             "seed": trainer.seed,
             "epochs": trainer.epoch,
             "best_epoch": trainer.stopping.epoch,
-            **final_metrics(trainer.logits(), trainer.y, trainer.split),
+            **trainer.final_metrics(),
             "seconds": seconds,
             "parameters": trainer.parameters,
         }
@@ -222,8 +225,9 @@ class _Run:
 
     def _save_model(self, trainer: SplitTrainer) -> None:
         """Keep the best state of this split as the run's model, unless an earlier split did better."""
-        best = (trainer.stopping.accuracy, -trainer.stopping.loss)
-        earlier = [(record["valid_accuracy"], -record["valid_loss"]) for record in self.done]
+        rank = trainer.stopping.rank
+        best = rank(trainer.stopping.accuracy, trainer.stopping.loss)
+        earlier = [rank(record["valid_accuracy"], record["valid_loss"]) for record in self.done]
         if trainer.stopping.epoch == 0 or any(other >= best for other in earlier):
             return
         meta = {
@@ -233,7 +237,7 @@ class _Run:
             "epoch": trainer.stopping.epoch,
             "valid_accuracy": trainer.stopping.accuracy,
             "channels": trainer.channels,
-            "symbols": trainer.symbols,
+            "form": trainer.form,
             "classes": trainer.classes,
             "preprocessing": trainer.preprocessing,
         }
@@ -241,21 +245,22 @@ class _Run:
 
     def _finish(self) -> dict[str, Any]:
         self.folder.flush()
-        test = [record["test_accuracy"] for record in self.done]
+        measures = self.report.named()
         result = {
             "source": self.config.data.source,
             "protocol": self.data.protocol,
             "model": self.config.model.name,
             "parameters": self.done[0]["parameters"],
-            "test_accuracy": summary(test),
-            "valid_accuracy": summary([record["valid_accuracy"] for record in self.done]),
-            "test_macro_f1": summary([record["test_macro_f1"] for record in self.done]),
+            "kind": self.data.kind,
+            **{name: summary([record[name] for record in self.done]) for name in measures},
             "seconds": sum(record["seconds"] for record in self.done),
             "splits": self.done,
             "notes": self.data.notes,
         }
         title = f"{self.data.name} ({self.data.protocol}), {self.config.model.name}"
-        figures.learning_curves(self.folder.metrics(), self.folder.figures / "learning_curves.png", title)
+        figures.learning_curves(
+            self.folder.metrics(), self.report, self.folder.figures / "learning_curves.png", title
+        )
         self.folder.write_json("result.json", result)
         self.folder.checkpoint_file.unlink(missing_ok=True)
         return result

@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from osmose.data import DataError, load_new
-from osmose.data.sequence import SequenceData
+from osmose.data import DataError, NodeData, SequenceData, TextData, load_new
 from osmose.models import build, sparse_features
 from osmose.tasks import checkpoint, sources
 from osmose.tasks.config import RESUMABLE, RunConfig
 from osmose.tasks.evaluate import final_metrics
 from osmose.tasks.loop import Data
 from osmose.tasks.run_folder import RunFolder, RunFolderError
-from osmose.tasks.trainers import sequence_logits
+from osmose.tasks.trainers import sequence_logits, text_metrics
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class SavedModel:
     preprocessing: dict[str, Any]
 
     @torch.no_grad()
-    def logits(self, data: Data) -> Tensor:
+    def logits(self, data: NodeData | SequenceData) -> Tensor:
         """All nodes or sequences of `data`: (n, classes) in float32."""
         if isinstance(data, SequenceData):
             return sequence_logits(self.model, data, torch.arange(data.num_sequences), torch.device("cpu"))
@@ -62,8 +61,7 @@ def open_model(folder: RunFolder) -> SavedModel:
             f"{folder.model_file} is the model of another run than {folder.config_file} describes "
             f"({'; '.join(different[:3])}); bring the run's own files back together"
         )
-    symbols = meta.get("symbols", False)
-    model = build(config.model, meta["channels"], len(meta["classes"]), symbols=symbols)
+    model = build(config.model, meta["channels"], len(meta["classes"]), form=meta["form"])
     checkpoint.load_weights(model, weights, folder.model_file)
     model.eval()
     return SavedModel(
@@ -78,7 +76,7 @@ def evaluate_saved(folder: RunFolder) -> dict[str, Any]:
     number = saved.split % len(data.splits)
     data = data.for_split(number)
     _check_channels(saved, data, saved.config.data.source)
-    found = final_metrics(saved.logits(data), data.y, data.splits[number])
+    found = _final_metrics(saved, data, number)
     result: dict[str, Any] = {
         "run": str(folder.path),
         "source": saved.config.data.source,
@@ -92,6 +90,13 @@ def evaluate_saved(folder: RunFolder) -> dict[str, Any]:
         recorded = next(row for row in folder.result()["splits"] if row["split"] == saved.split)
         result["recorded"] = {name: recorded[name] for name in found}
     return result
+
+
+def _final_metrics(saved: SavedModel, data: Data, number: int) -> dict[str, float]:
+    if isinstance(data, TextData):
+        parts = {part: where for part, where in data.splits[number].parts().items() if part != "train"}
+        return text_metrics(saved.model, data, parts, torch.device("cpu"))
+    return final_metrics(saved.logits(data), data.y, data.splits[number])
 
 
 @dataclass(frozen=True)
@@ -128,11 +133,17 @@ def predict(folder: RunFolder, source: str | Path | None, edges: Path | None = N
     Raises DataError where the new data do not have the features of the training data.
     """
     saved = open_model(folder)
+    if saved.preprocessing.get("kind") == "text":
+        raise ValueError(
+            f"{folder.path} holds a language model, which has no classes: `osmose generate` goes on with a text"
+        )
+    data: Data
     if source is None:
         loaded = sources.load(saved.config.data, saved.config.train.splits)
         data = loaded.for_split(saved.split % len(loaded.splits))
     else:
         data = load_new(source, saved.preprocessing, edges=edges)
+    assert not isinstance(data, TextData)
     _check_channels(saved, data, str(source or saved.config.data.source))
     return Predictions(saved.classes, saved.logits(data).softmax(dim=1), data.y, data.ids, data.notes)
 

@@ -1,6 +1,6 @@
 """Search over settings with Optuna: the same space and the same number of trials for every model.
 
-Settings are chosen by validation accuracy (ties: lower loss) on the first split or splits; no test node is looked at.
+Settings are chosen by what validation chooses epochs by (`osmose.tasks.measures`; ties: lower loss) on the first split or splits; no test node is looked at.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from osmose.tasks.config import RunConfig
 from osmose.tasks.devices import make_accelerator
 from osmose.tasks.loop import Data, TrainingDivergedError
+from osmose.tasks.measures import REPORTS
 from osmose.tasks.progress import Reporter
 from osmose.tasks.signals import Interrupted, StopRequest
 from osmose.tasks.trainers import make_trainer
@@ -60,15 +61,16 @@ def search(
     reporter: Reporter,
     stop: StopRequest,
 ) -> dict[str, Any]:
-    """The best settings of `trials` different ones: {"settings", "valid_accuracy", "valid_loss", "trials"}.
+    """The best settings of `trials` different ones: {"settings", "valid_loss", "valid_...", "trials"}, the
+    third being what validation chooses by.
 
     The first are those of `config`, the others are Optuna's choice from `search_space(config)`. Every finished trial is in the SQLite `database`; a search that was interrupted goes on where it stopped and gives
-    the same result as one that was not. A trial whose loss is not finite counts, with accuracy 0.
+    the same result as one that was not. A trial whose loss is not finite counts, as the worst.
     Raises Interrupted after a stop request.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     database.parent.mkdir(parents=True, exist_ok=True)
-    space = search_space(config)
+    space, chosen = search_space(config), REPORTS[data.kind].valid
     storage = optuna.storages.RDBStorage(f"sqlite:///{database}")
     try:
         study = optuna.create_study(
@@ -84,20 +86,22 @@ def search(
             trial = _ask_new(study, space, done, seed)
             title = f"{config.data.source} {config.model.name} trial {len(done) + 1} of {trials}"
             try:
-                accuracy, loss = _validation(
+                value, loss = _validation(
                     with_settings(config, trial.params), data, splits, reporter, stop, title
                 )
             except Interrupted:
                 study.tell(trial, state=TrialState.FAIL)
                 raise
             trial.set_user_attr("valid_loss", loss)
-            study.tell(trial, accuracy)
-            reporter.line(f"{title}: validation {100 * accuracy:.2f} % with {describe(trial.params)}")
+            study.tell(trial, value)
+            shown = f"{chosen.text(abs(value))} {chosen.unit}"
+            reporter.line(f"{title}: validation {shown} with {describe(trial.params)}")
         best = max(_complete(study), key=lambda entry: (entry.value, -entry.user_attrs["valid_loss"]))
+        assert best.value is not None
         return {
             "settings": {name: best.params[name] for name in SPACE},
-            "valid_accuracy": best.value,
             "valid_loss": best.user_attrs["valid_loss"],
+            f"valid_{chosen.key}": abs(best.value),
             "trials": len(done),
         }
     finally:
@@ -126,24 +130,26 @@ def describe(settings: dict[str, Any]) -> str:
 def _validation(
     config: RunConfig, data: Data, splits: int, reporter: Reporter, stop: StopRequest, title: str
 ) -> tuple[float, float]:
-    """Mean best validation accuracy and loss over the first `splits` splits."""
+    """Means over the first `splits` splits of what validation chooses by (higher is better) and of the loss."""
+
+    by_accuracy = REPORTS[data.kind].valid.higher
 
     def check() -> None:
         if stop.asked:
             raise Interrupted("stopped during the search; finished trials are kept")
 
     accelerator = make_accelerator(config.train)
-    accuracies, losses = [], []
+    values, losses = [], []
     try:
         for index in range(splits):
             trainer = make_trainer(data, config, index, accelerator)
             reporter.start(title, config.train.epochs)
             trainer.fit(reporter.epoch, check)
-            accuracies.append(max(trainer.stopping.accuracy, 0.0))
             losses.append(min(trainer.stopping.loss, 1e9))
+            values.append(max(trainer.stopping.accuracy, 0.0) if by_accuracy else -losses[-1])
     except TrainingDivergedError:
-        return 0.0, 1e9
-    return statistics.fmean(accuracies), statistics.fmean(losses)
+        return (0.0 if by_accuracy else -1e9), 1e9
+    return statistics.fmean(values), statistics.fmean(losses)
 
 
 def _complete(study: optuna.Study) -> list[FrozenTrial]:

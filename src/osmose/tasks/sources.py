@@ -6,14 +6,22 @@ import zlib
 from pathlib import Path
 
 from osmose import data
-from osmose.data.sequence import SequenceData
 from osmose.tasks.config import DataConfig
+from osmose.tasks.loop import Data
+
+_TENSORS = {
+    "nodes": ("x", "y", "edge_index", "edge_weight"),
+    "sequences": ("values", "ptr", "y"),
+    "text": ("values",),
+}
+"""What makes up each kind of data."""
 
 
-def load(config: DataConfig, splits: int) -> data.NodeData | SequenceData:
+def load(config: DataConfig, splits: int) -> Data:
     """Load the data of a run; `splits` is the number of random splits to draw where the protocol draws them."""
     return data.load(
         config.source,
+        task=config.task,
         protocol=config.protocol,
         splits=splits,
         seed=config.split_seed,
@@ -29,15 +37,10 @@ def load(config: DataConfig, splits: int) -> data.NodeData | SequenceData:
     )
 
 
-def fingerprint(loaded: data.NodeData | SequenceData) -> str:
+def fingerprint(loaded: Data) -> str:
     """CRC-32 over the tensors of the data. O(size of the data)."""
     value = 0
-    names = (
-        ("values", "ptr", "y")
-        if isinstance(loaded, SequenceData)
-        else ("x", "y", "edge_index", "edge_weight")
-    )
-    for name in names:
+    for name in _TENSORS[loaded.kind]:
         tensor = getattr(loaded, name)
         if tensor is not None:
             value = zlib.crc32(tensor.contiguous().numpy().tobytes(), value)

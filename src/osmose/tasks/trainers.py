@@ -1,12 +1,12 @@
 """What each kind of data brings to the training loop: its batches, its loss, and the scores of its parts.
 
-Shapes: n nodes or sequences, logits (n, classes).
+Shapes: n nodes or sequences, logits (n, classes); B windows of a text.
 """
 
 from __future__ import annotations
 
 import copy
-import math
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -15,24 +15,41 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from osmose.data import NodeData
-from osmose.data.sequence import SequenceData
+from osmose.data import NodeData, SequenceData, Split, TextData
 from osmose.models import sparse_features
 from osmose.tasks.batches import mini_batches
 from osmose.tasks.config import RunConfig
+from osmose.tasks.evaluate import final_metrics
 from osmose.tasks.loop import Data, SplitTrainer
 
 
 def make_trainer(data: Data, config: RunConfig, index: int, accelerator: Accelerator) -> SplitTrainer:
     """The trainer of one split for this kind of data."""
-    kind = SequenceTrainer if isinstance(data, SequenceData) else NodeTrainer
-    return kind(data, config, index, accelerator)
+    return _TRAINERS[data.kind](data, config, index, accelerator)
 
 
-class NodeTrainer(SplitTrainer):
+class ClassTrainer(SplitTrainer):
+    """What has one class each: nodes or sequences, divided by index."""
+
+    def _prepare(self) -> None:
+        device, data = self.accelerator.device, self.prepared
+        assert not isinstance(data, TextData)
+        self.y = data.y.to(device)
+        self.split = Split(*(part.to(device) for part in data.splits[self.number].parts().values()))
+
+    @abstractmethod
+    def logits(self) -> Tensor:
+        """``(n, classes)`` in float32 for everything there is, without dropout, with the current weights."""
+
+    def final_metrics(self) -> dict[str, float]:
+        return final_metrics(self.logits(), self.y, self.split)
+
+
+class NodeTrainer(ClassTrainer):
     """Nodes of one set: full batch, or random mini-batches as induced subgraphs. Evaluation is always of the whole set."""
 
     def _prepare(self) -> None:
+        super()._prepare()
         assert isinstance(self.prepared, NodeData)
         self.data = move(self.prepared, self.accelerator.device)
         self.graph = self._prepare_graph(self.data.edge_index, self.data.edge_weight, len(self.data.x))
@@ -49,7 +66,7 @@ class NodeTrainer(SplitTrainer):
             logits = self.stepper(self.features, self.graph)
             train = self.split.train
             return self._step(F.cross_entropy(logits[train].float(), self.data.y[train])).item()
-        losses = [self._step(loss) for loss in self._batch_losses()]
+        losses = [self._step(loss) for loss in self._batch_losses()]  # their number is not known before
         mean = torch.stack(losses).mean()
         return self.accelerator.reduce(mean, "mean").item()
 
@@ -70,7 +87,11 @@ class NodeTrainer(SplitTrainer):
             # A process without a label in this step still takes part: its loss is 0 and its gradients are 0.
             yield F.cross_entropy(logits, target, reduction="sum") * batch.scale
 
-    def _results(self) -> list[list[float]]:
+    def _results(self) -> dict[str, float]:
+        (_, train_accuracy), (valid_loss, valid_accuracy) = self._table()
+        return {"train_accuracy": train_accuracy, "valid_loss": valid_loss, "valid_accuracy": valid_accuracy}
+
+    def _table(self) -> list[list[float]]:
         parts = [self.split.train, self.split.valid]
         if self.accelerator.num_processes == 1:
             return _measure(self.logits(), self.y, parts).tolist()
@@ -86,10 +107,11 @@ class NodeTrainer(SplitTrainer):
         return self.model(self.features, self.graph).float()
 
 
-class SequenceTrainer(SplitTrainer):
+class SequenceTrainer(ClassTrainer):
     """Sequences of different lengths: random mini-batches of the training part, padded to the longest of each."""
 
     def _prepare(self) -> None:
+        super()._prepare()
         assert isinstance(self.prepared, SequenceData)
         self.data = self.prepared
         self.right = 0  # of the training part in the last epoch, while the model was trained
@@ -101,23 +123,93 @@ class SequenceTrainer(SplitTrainer):
         order = train[torch.randperm(len(train), generator=draw)]
         total = torch.zeros((), device=self.y.device)
         self.right = 0
-        for index in order.split(self.settings.batch_size or len(order)):
+        batches = order.split(self.settings.batch_size or len(order))
+        for i, index in enumerate(batches):
+            self._set_rate((i + 0.5) / len(batches))
             logits = forward(self.stepper, self.data, index, self.accelerator.device)
             target = self.y[index.to(self.y.device)]
             total += self._step(F.cross_entropy(logits, target)) * len(index)
             self.right += int((logits.detach().argmax(1) == target).sum())
         return total.item() / len(order)
 
-    def _results(self) -> list[list[float]]:
+    def _results(self) -> dict[str, float]:
         valid = self.split.valid
-        loss_accuracy = _measure(self._of(valid.cpu()), self.y[valid], [torch.arange(len(valid))]).tolist()
-        return [[math.nan, self.right / len(self.split.train)], *loss_accuracy]
+        [[loss, accuracy]] = _measure(
+            self._of(valid.cpu()), self.y[valid], [torch.arange(len(valid))]
+        ).tolist()
+        train_accuracy = self.right / len(self.split.train)
+        return {"train_accuracy": train_accuracy, "valid_loss": loss, "valid_accuracy": accuracy}
 
     def logits(self) -> Tensor:
         return self._of(torch.arange(self.data.num_sequences))
 
     def _of(self, index: Tensor) -> Tensor:
         return sequence_logits(self.model, self.data, index, self.accelerator.device)
+
+
+class TextTrainer(SplitTrainer):
+    """Windows of a text side by side in random order, each epoch from another beginning; the next symbol is predicted."""
+
+    def _prepare(self) -> None:
+        assert isinstance(self.prepared, TextData)
+        self.data = self.prepared
+        self.parts = self.data.splits[self.number]
+
+    def _train_epoch(self) -> float:
+        self.stepper.train()
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        train = self.parts.train
+        phase = int(torch.randint(min(self.data.window, len(train) - 1), (1,), generator=draw))
+        starts = self.data.windows(train, phase)
+        batches = starts[torch.randperm(len(starts), generator=draw)].split(
+            self.settings.batch_size or len(starts)
+        )
+        total, count = torch.zeros((), device=self.accelerator.device), 0
+        for i, batch in enumerate(batches):
+            self._set_rate((i + 0.5) / len(batches))
+            ids, target = (part.to(self.accelerator.device) for part in self.data.batch(batch, train))
+            known = int((target >= 0).sum())
+            loss = F.cross_entropy(self.stepper(ids).flatten(0, 1).float(), target.flatten(), ignore_index=-1)
+            total, count = total + self._step(loss) * known, count + known
+        return total.item() / count
+
+    def _results(self) -> dict[str, float]:
+        return text_metrics(self.model, self.data, {"valid": self.parts.valid}, self.accelerator.device)
+
+    def final_metrics(self) -> dict[str, float]:
+        parts = {"valid": self.parts.valid, "test": self.parts.test}
+        return text_metrics(self.model, self.data, parts, self.accelerator.device)
+
+
+_TRAINERS: dict[str, type[SplitTrainer]] = {
+    "nodes": NodeTrainer,
+    "sequences": SequenceTrainer,
+    "text": TextTrainer,
+}
+
+
+@torch.no_grad()
+def text_metrics(
+    model: nn.Module, data: TextData, parts: dict[str, range], device: torch.device, batch_size: int = 64
+) -> dict[str, float]:
+    """Mean cross-entropy in nats a symbol, and the share of symbols guessed right, without dropout.
+
+    Windows stand side by side, so that every symbol but the first of a part is predicted once, from its window alone.
+    """
+    model.eval()
+    found: dict[str, float] = {}
+    for name, part in parts.items():
+        loss, right = torch.zeros(2, dtype=torch.float64).unbind()
+        for starts in data.windows(part).split(batch_size):
+            ids, target = (piece.to(device) for piece in data.batch(starts, part))
+            logits = model(ids).flatten(0, 1).float()
+            loss += F.cross_entropy(logits, target.flatten(), ignore_index=-1, reduction="sum").double().cpu()
+            right += (logits.argmax(-1) == target.flatten()).sum().cpu()
+        found |= {
+            f"{name}_loss": loss.item() / (len(part) - 1),
+            f"{name}_accuracy": right.item() / (len(part) - 1),
+        }
+    return found
 
 
 def forward(model: nn.Module, data: SequenceData, index: Tensor, device: torch.device) -> Tensor:

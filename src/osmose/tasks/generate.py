@@ -1,0 +1,44 @@
+"""A text gone on with by the language model of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from osmose.data.text import decode, encode
+from osmose.models import LanguageModel
+from osmose.tasks.run_folder import RunFolder
+from osmose.tasks.saved import open_model
+
+
+def generate(
+    folder: RunFolder,
+    prompt: str,
+    length: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> Iterator[str]:
+    """`length` symbols after `prompt`, one by one as they are drawn; see `LanguageModel.stream`.
+
+    Raises ValueError for a run of another kind, an empty prompt, symbols that the model has not seen, and settings out of
+    range, all before the first symbol is drawn.
+    """
+    saved = open_model(folder)
+    if not isinstance(saved.model, LanguageModel):
+        raise ValueError(
+            f"{folder.path} holds no language model but {saved.config.model.name} for {saved.config.data.source}"
+        )
+    ids = encode(prompt, saved.preprocessing)[None]
+    tokens = saved.model.stream(
+        ids,
+        length,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return (decode(token[0], saved.preprocessing) for token in tokens)
