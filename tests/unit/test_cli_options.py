@@ -16,6 +16,7 @@ from osmose.cli.train import default_folder
 
 COMMON = {"--help", "--json"}
 DATA = {
+    "--data",
     "--protocol",
     "--label",
     "--edges",
@@ -56,6 +57,8 @@ TRAIN = {
     "--weight-decay",
     "--optimizer",
     "--clip",
+    "--schedule",
+    "--warmup",
     "--epochs",
     "--patience",
     "--eval-every",
@@ -86,6 +89,7 @@ OPTIONS = {
         "--normalization",
     }
     | {"--batch-size", "--device", "--threads", "--out", "--overwrite"},
+    "generate": COMMON | {"--prompt", "--length", "--temperature", "--top-k", "--top-p", "--seed"},
     "doctor": COMMON,
 }
 

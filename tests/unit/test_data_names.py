@@ -14,7 +14,16 @@ from osmose.data import OWN_PROTOCOLS, PROTOCOLS, DataError, DataNotFoundError, 
 def test_names_and_protocols():
     series = ["japanese-vowels", "scp1", "basic-motions"]
     symbols = ["digits-pixels", "imdb", "listops", "cifar-pixels"]
-    assert list(names()) == ["digits", "cora", "citeseer", "chameleon", "20news", *series, *symbols]
+    assert list(names()) == [
+        "digits",
+        "cora",
+        "citeseer",
+        "chameleon",
+        "20news",
+        *series,
+        *symbols,
+        "tinyshakespeare",
+    ]
     assert set(names()) == set(PROTOCOLS)
     assert {name: next(iter(known)) for name, known in PROTOCOLS.items()} == {
         "digits": "few-label",
@@ -27,12 +36,13 @@ def test_names_and_protocols():
         "imdb": "holdout",
         "listops": "generated",
         "cifar-pixels": "holdout",
+        "tinyshakespeare": "holdout",
     }
     assert list(OWN_PROTOCOLS) == ["given", "stratified", "few-label"]
 
 
 def test_public_surface():
-    classes = {"DataError", "DataNotFoundError", "NodeData", "SequenceData", "Split"}
+    classes = {"DataError", "DataNotFoundError", "NodeData", "SequenceData", "Split", "TextData"}
     assert set(data.__all__) == classes | {
         "OWN_PROTOCOLS",
         "PROTOCOLS",

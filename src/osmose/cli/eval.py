@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from osmose.cli.options import FlatOutput, Output, parse, print_json
-
-if TYPE_CHECKING:
-    from osmose.tasks.measures import Measure
 
 
 @dataclass(frozen=True)
@@ -40,13 +36,10 @@ def main(arguments: list[str]) -> None:
 
     for part in ("train", "valid", "test"):
         measures = [one for one in (ACCURACY, MACRO_F1, CROSS_ENTROPY) if f"{part}_{one.key}" in found]
-        if measures:
-            print(f"  {part:<6} " + "   ".join(_measured(found, part, one) for one in measures))
-
-
-def _measured(found: dict[str, Any], part: str, measure: Measure) -> str:
-    name = f"{part}_{measure.key}"
-    text = f"{measure.title} {measure.text(found[name])} {measure.unit}"
-    if "recorded" in found and found["recorded"][name] != found[name]:
-        text += f" (the run recorded {measure.text(found['recorded'][name])})"
-    return text
+        if not measures:
+            continue
+        texts = [f"{one.title} {one.text(found[f'{part}_{one.key}'])} {one.unit}" for one in measures]
+        if "recorded" in found:
+            first = measures[0]
+            texts[0] += f" (the run recorded {first.text(found['recorded'][f'{part}_{first.key}'])})"
+        print(f"  {part:<6} " + "   ".join(texts))
