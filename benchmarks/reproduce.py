@@ -156,6 +156,15 @@ SETS: dict[str, Entry] = {
         **_SERIES,
     ),
     "basic-motions": Entry("BasicMotions", DataConfig("basic-motions"), **_SERIES),
+    "tinyshakespeare": Entry(
+        "tinyshakespeare, next character", DataConfig("tinyshakespeare"), splits=1, **_SERIES
+    ),
+    "imdb": Entry(
+        "IMDB as bytes, a fifth of the reviews", DataConfig("imdb", size=10_000), splits=1, **_SERIES
+    ),
+    "listops": Entry(
+        "ListOps, a tenth of the expressions", DataConfig("listops", size=10_000), splits=1, **_SERIES
+    ),
 }
 
 
@@ -252,13 +261,13 @@ def write_page(runs: Path, docs: Path) -> None:
 _INTRODUCTION = """# Results
 
 Written by `python -m benchmarks.reproduce`; the figures are those of `results.json`, nothing is entered by hand except
-the published values. Each table names the commit that it is of. Test accuracy in %, mean ± sample standard deviation
-(ddof 1). The epoch is chosen by validation, and test nodes are looked at once per split.
+the published values. Each table names the commit that it is of. Mean ± sample standard deviation (ddof 1) over splits.
+The epoch is chosen by validation, and the test part is looked at once per split.
 
 - *Recipe*: the published settings of each model; for DIFFormer those of the released code, its normalisation included
   (Frobenius for s, none for a).
 - *Tuned*: the same number of Optuna trials over the same space for every model, the recipe first, judged by validation
-  on the first split.
+  on the first split. Sequences and texts: one recipe for all models, which differ in the mixer alone.
 - *Row norm*: DIFFormer-s as the paper writes it, with unit rows, tuned alike.
 
 `mean` is DIFFormer with the attention replaced by the mean over all tokens: what the kernel adds is the distance to
