@@ -100,5 +100,5 @@ def test_parameter_names_are_those_of_the_released_code():
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"no fcs\.0\.weight.*prefix 'gnn_node\.'.*nothing"):
+    with pytest.raises(ValueError, match=r"no fcs\.0\.weight.*holds nothing.*prefix is 'gnn_node"):
         DIFFormer.from_official({"conv1.weight": torch.ones(2, 2)}, prefix="gnn_node.")

@@ -13,7 +13,6 @@ Shapes: n tokens, c channels, H heads, d hidden width, B padded sets.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -29,6 +28,7 @@ from ..ops.diffusion.projected import projected_simple_attention
 from ..tokens import Tokens, check_pair
 from .graph_term import DegreeOf, as_propagation, propagation
 from .layers import check_input, dropout, linear
+from .official import Checkpoint, check_names, count, read_state
 
 Kernel = Literal["simple", "sigmoid", "mean"]
 Normalization = Literal["row", "frobenius", "none"]
@@ -337,9 +337,7 @@ class DIFFormer(nn.Module):
         return dropout(h, self.dropout, self.training)
 
     @classmethod
-    def from_official(
-        cls, checkpoint: str | Path | dict[str, Tensor], *, prefix: str = "", **settings
-    ) -> DIFFormer:
+    def from_official(cls, checkpoint: Checkpoint, *, prefix: str = "", **settings) -> DIFFormer:
         """A model with the weights of the authors' code.
 
         Args:
@@ -351,18 +349,10 @@ class DIFFormer(nn.Module):
         Raises:
             ValueError: the names are not those of a DIFFormer; it lists the first that are missing.
         """
-        state = checkpoint if isinstance(checkpoint, dict) else _read_state(Path(checkpoint))
-        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        missing = [
-            name
-            for name in ("fcs.0.weight", "fcs.1.weight", "bns.0.weight", "convs.0.Wq.weight")
-            if name not in state
-        ]
-        if missing:
-            raise ValueError(
-                f"DIFFormer.from_official: the checkpoint has no {', '.join(missing)} under prefix {prefix!r}; "
-                f"it holds {', '.join(sorted(state)[:5]) or 'nothing'}. Particle models need prefix='gnn_node.'."
-            )
+        state = read_state(checkpoint, prefix)
+        names = ("fcs.0.weight", "fcs.1.weight", "bns.0.weight", "convs.0.Wq.weight")
+        advice = f" The prefix is {prefix!r}; particle models need prefix='gnn_node.'."
+        check_names("DIFFormer.from_official", state, names, advice)
         hidden, in_channels = state["fcs.0.weight"].shape
         kernel = settings.get("kernel", "simple")
         released = {
@@ -374,7 +364,7 @@ class DIFFormer(nn.Module):
             in_channels,
             hidden,
             state["fcs.1.weight"].shape[0],
-            num_layers=1 + max(int(name.split(".")[1]) for name in state if name.startswith("convs.")),
+            num_layers=count(state, "convs."),
             num_heads=state["convs.0.Wq.weight"].shape[0] // hidden,
             use_weight="convs.0.Wv.weight" in state,
             **(released | settings),
@@ -382,11 +372,3 @@ class DIFFormer(nn.Module):
         own = model.state_dict()
         model.load_state_dict({name: value for name, value in state.items() if name in own})
         return model
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)

@@ -2,7 +2,7 @@
 
     h_0 = dropout(E[token] + P[position])
     h_l = block_l(h_{l-1})            pre-norm: mix in causal order, then feed-forward
-    logits = norm(h_L) E^T
+    logits = norm(h_L) E^T            or W norm(h_L) with a matrix of its own
 
 With ``flow`` and ``linear`` training costs O(n) and a generated token costs the same however long the text is; with
 ``softmax`` it is GPT, and the keys and values of the text are kept.
@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from ..mixers.states import State
 from ..nn import EncoderBlock
+from ..nn.blocks import Activation
 from ..tokens import Tokens
+from .official import Checkpoint, attention, check_names, count, moved, read_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,7 @@ class LanguageState:
 
 
 class LanguageModel(nn.Module):
-    """Next-token model over V symbols; input and output embedding are one matrix.
+    """Next-token model over V symbols.
 
     Args:
         vocab_size: V.
@@ -47,6 +49,8 @@ class LanguageModel(nn.Module):
         mixer, options: as for :class:`~osmose.nn.MultiheadMixer`; it must have a causal form.
         max_length: number of learned positions; None takes sinusoids, which have no end.
         dropout: after the embedding and in the blocks.
+        tied: input and output embedding are one matrix.
+        activation: of the blocks.
 
     Raises:
         ValueError: sizes, a mixer or options that do not go together.
@@ -65,6 +69,8 @@ class LanguageModel(nn.Module):
         mixer: str = "flow",
         max_length: int | None = None,
         dropout: float = 0.1,
+        tied: bool = True,
+        activation: Activation = "gelu",
         **options: Any,
     ):
         super().__init__()
@@ -82,12 +88,14 @@ class LanguageModel(nn.Module):
                 mixer=mixer,
                 causal=True,
                 dropout=dropout,
+                activation=activation,
                 norm_first=True,
                 **options,
             )
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(embed_dim)
+        self.output = None if tied else nn.Linear(embed_dim, vocab_size, bias=False)
         self.dropout = dropout
         self._initialise()
 
@@ -210,7 +218,57 @@ class LanguageModel(nn.Module):
             )
 
     def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(self.norm(x), self.embedding.weight)
+        x = self.norm(x)
+        return F.linear(x, self.embedding.weight) if self.output is None else self.output(x)
+
+    @classmethod
+    def from_official(cls, checkpoint: Checkpoint, *, num_heads: int, **settings: Any) -> LanguageModel:
+        """A model with the weights of the authors' GPT (``FlowFormer_GPT``), whose output matrix is its own.
+
+        Args:
+            checkpoint: a ``.pt``, ``.pth`` or ``.safetensors`` file, or its state dict.
+            num_heads: which weights do not tell.
+            settings: ``dropout``, or another ``preset`` than the released code's ``core``.
+
+        Raises:
+            ValueError: the names are not those of that model; it lists the first that are missing.
+        """
+        state = read_state(checkpoint)
+        names = (
+            "transformer.wte.weight",
+            "transformer.wpe.weight",
+            "transformer.ln_f.weight",
+            "lm_head.weight",
+        )
+        check_names("LanguageModel.from_official", state, (*names, "transformer.h.0.mlp.c_fc.weight"))
+        layers = count(state, "transformer.h.")
+        found = moved(
+            state,
+            {
+                "embedding": "transformer.wte",
+                "positions": "transformer.wpe",
+                "norm": "transformer.ln_f",
+                "output": "lm_head",
+            },
+        )
+        for i in range(layers):
+            ours, theirs = f"blocks.{i}", f"transformer.h.{i}"
+            parts = {"norm1": "ln_1", "norm2": "ln_2", "linear1": "mlp.c_fc", "linear2": "mlp.c_proj"}
+            found |= moved(state, {f"{ours}.{a}": f"{theirs}.{b}" for a, b in parts.items()})
+            found |= attention(state, f"{ours}.self_attn", f"{theirs}.attn")
+        vocab, width = state["transformer.wte.weight"].shape
+        released: dict[str, Any] = {"tied": False, "activation": "gelu_tanh", "preset": "core"}
+        model = cls(
+            vocab,
+            width,
+            layers,
+            num_heads,
+            len(state["transformer.h.0.mlp.c_fc.weight"]),
+            max_length=len(state["transformer.wpe.weight"]),
+            **(released | settings),
+        ).to(state["transformer.wte.weight"].dtype)
+        model.load_state_dict(found)
+        return model
 
 
 def sinusoids(position: Tensor, width: int) -> Tensor:

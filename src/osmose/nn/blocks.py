@@ -7,6 +7,7 @@ they load. Shapes: points ``(B, n, E)`` padded, ``(n, E)`` packed or one set.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,8 +19,12 @@ from ..mixers.states import State
 from ..tokens import Tokens
 from .mixer import MultiheadMixer
 
-Activation = Literal["gelu", "relu"]
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+Activation = Literal["gelu", "gelu_tanh", "relu"]
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
 
 
 class _Block(nn.Module):
@@ -67,7 +72,7 @@ class EncoderBlock(_Block):
         mixer, options: as for :class:`MultiheadMixer`.
         causal: token i sees tokens j <= i of its set.
         dropout: in training, of the mixing weights, the feed-forward part and both branches.
-        activation: ``gelu`` or ``relu``.
+        activation: ``gelu``, its approximation by tanh (GPT's) ``gelu_tanh``, or ``relu``.
         norm_first: LayerNorm before the branches.
 
     Raises:
