@@ -1,8 +1,8 @@
-"""Data sets with labels and splits, as nodes (with or without edges) or as sequences: public ones by name, the user's
-own by path.
+"""Data sets with labels and splits, as nodes (with or without edges) or as sequences, and recorded episodes for control:
+public ones by name, the user's own by path.
 
 `load("cora")`, `load("table.csv", label="species")`, `load("X_TRAIN.ts")`; `load_new` prepares new rows or sequences for
-a trained model. Names and protocols are to be had without torch; what is heavy is imported when used.
+a trained model; `load_episodes("hopper")` gives episodes. Names and protocols are to be had without torch; what is heavy is imported when used.
 """
 
 from __future__ import annotations
@@ -10,24 +10,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .catalog import OWN_PROTOCOLS, PROTOCOLS, names
+from .catalog import CONTROL_PROTOCOLS, OWN_PROTOCOLS, PROTOCOLS, names
 from .errors import DataError, DataNotFoundError
 from .kind import kind
 
 if TYPE_CHECKING:
+    from .episodes import EpisodeData, Spans, Windows
     from .node import NodeData, Split
     from .sequence import SequenceData
 
 __all__ = [
+    "CONTROL_PROTOCOLS",
     "OWN_PROTOCOLS",
     "PROTOCOLS",
     "DataError",
     "DataNotFoundError",
+    "EpisodeData",
     "NodeData",
     "SequenceData",
+    "Spans",
     "Split",
+    "Windows",
     "kind",
     "load",
+    "load_episodes",
     "load_new",
     "names",
 ]
@@ -38,6 +44,10 @@ def __getattr__(name: str) -> Any:
         from . import node
 
         return getattr(node, name)
+    if name in ("EpisodeData", "Spans", "Windows"):
+        from . import episodes
+
+        return getattr(episodes, name)
     if name == "SequenceData":
         from .sequence import SequenceData
 
@@ -63,6 +73,8 @@ def load(
     length: int | None = None,
 ) -> NodeData | SequenceData:
     """Data by the name of a public set or by the path of the user's own; `kind(source)` says which of the two.
+
+    Recorded episodes, of kind control, are for `load_episodes`.
 
     Args:
         source: one of `names()`; or a CSV table, an `.npz`, a folder of arrays, `.ts` files (formats: docs/data.md).
@@ -134,5 +146,47 @@ def load_new(
         source,
         preprocessing,
         edges=None if edges is None else Path(edges),
+        root=None if root is None else Path(root),
+    )
+
+
+def load_episodes(
+    source: str | Path,
+    *,
+    env: str | None = None,
+    action_range: tuple[float, float] | None = None,
+    scale: float | None = None,
+    protocol: str | None = None,
+    splits: int | None = None,
+    seed: int = 123,
+    root: str | Path | None = None,
+) -> EpisodeData:
+    """Recorded episodes for offline control, by the name of a public set or by the path of the user's own `.npz`.
+
+    Args:
+        source: a name of kind control; or an `.npz` (formats: docs/data.md).
+        env: environment in gymnasium that the user's episodes are of; None: what the `.npz` calls `env`, else none.
+        action_range: low and high of the user's actions; None: what the `.npz` calls `action_range`, else -1 to 1 where
+            they keep to it, else no bounds.
+        scale: what returns are divided by; None: the largest return-to-go of the training part.
+        protocol: one of `CONTROL_PROTOCOLS`; None: `episodes` with ten or more, else `blocks`.
+        splits: number of splits; None: 5 where they are drawn.
+        seed: of the random splits.
+        root: folder of raw public data; None: `OSMOSE_DATA`.
+
+    Raises:
+        DataError: a ValueError that names the file or argument, what came, what was expected, what to do.
+        DataNotFoundError: a DataError and FileNotFoundError, for what is not there.
+    """
+    from .episode_arrays import load_episode_source
+
+    return load_episode_source(
+        source,
+        env=env,
+        action_range=action_range,
+        scale=scale,
+        protocol=protocol,
+        splits=splits,
+        seed=seed,
         root=None if root is None else Path(root),
     )

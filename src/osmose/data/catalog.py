@@ -20,7 +20,7 @@ class Entry:
     test: int | None = None
     """size of the test part where the protocol draws it; None: all that is left"""
     kind: str = "nodes"
-    """nodes or sequences"""
+    """nodes, sequences or control"""
 
 
 BEST_ON_TEST = "best-on-test"
@@ -35,6 +35,15 @@ SERIES_PROTOCOLS: dict[str, str] = {
     BEST_ON_TEST: _OPTIMISTIC,
 }
 """Protocols of series that come with a training and a test file."""
+
+CONTROL_PROTOCOLS: dict[str, str] = {
+    "episodes": "a tenth of the episodes for validation, a new draw for every split",
+    "blocks": "the last tenth of every episode's steps for validation",
+}
+"""Protocols of recorded episodes: by `episodes` where there are ten or more, else by `blocks`. The test is the
+environment itself."""
+
+_BLOCKS = {"blocks": CONTROL_PROTOCOLS["blocks"]}
 
 CATALOG: dict[str, Entry] = {
     "digits": Entry(
@@ -106,6 +115,30 @@ CATALOG: dict[str, Entry] = {
         "CIFAR-10 in gray as 1024 symbols, 10 classes; JPEG, so figures are not those of the original images",
         {"holdout": "45,000 / 5,000 / 10,000, validation drawn class by class, anew for every split"},
         kind="sequences",
+    ),
+    "hopper": Entry(
+        "two expert episodes of Hopper-v4 (MuJoCo), 1000 steps each, 11 state and 3 action channels",
+        _BLOCKS,
+        splits=1,
+        kind="control",
+    ),
+    "half-cheetah": Entry(
+        "two expert episodes of HalfCheetah-v4 (MuJoCo), 1000 steps each, 17 state and 6 action channels",
+        _BLOCKS,
+        splits=1,
+        kind="control",
+    ),
+    "walker2d": Entry(
+        "two expert episodes of Walker2d-v4 (MuJoCo), 1000 steps each, 17 state and 6 action channels",
+        _BLOCKS,
+        splits=1,
+        kind="control",
+    ),
+    "ant": Entry(
+        "two expert episodes of Ant-v4 (MuJoCo), 1000 steps each, 27 state and 8 action channels",
+        _BLOCKS,
+        splits=1,
+        kind="control",
     ),
 }
 

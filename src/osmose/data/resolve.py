@@ -57,22 +57,24 @@ def load_source(
     where, name = f"load({str(source)!r})", named(source)
     data: NodeData | SequenceData
     if name not in _SIZED:
-        _reject(where, {"size": taking["size"]}, ", ".join(_SIZED))
+        reject(where, {"size": taking["size"]}, ", ".join(_SIZED))
     if name != "imdb":
-        _reject(where, {"length": taking["length"]}, "imdb")
+        reject(where, {"length": taking["length"]}, "imdb")
+    if kind(source) == "control":
+        raise DataError(f"{where}: recorded episodes have no labels; load them with load_episodes({str(source)!r})")
     if kind(source) == "sequences":
         given = table_only | {"edges": edges, "directed": directed or None, "knn": drawing["knn"]}
-        _reject(where, given, "tables and graphs, not for sequences")
+        reject(where, given, "tables and graphs, not for sequences")
         data = _load_sequences(source, name, where, protocol, splits, root, drawing | taking)
     elif name is not None:
-        _reject(where, table_only | {"edges": edges, "directed": directed or None}, "the user's own data")
+        reject(where, table_only | {"edges": edges, "directed": directed or None}, "the user's own data")
         raw = None if root is None else Path(root)
         data = _load_named(name, choose_protocol(name, protocol), splits, raw, drawing)
     else:
-        _reject(where, {"root": root}, "public data sets")
+        reject(where, {"root": root}, "public data sets")
         path = existing_source(source)
         if path.is_dir() or path.suffix.lower() == ".npz":
-            _reject(where, table_only, "CSV tables")
+            reject(where, table_only, "CSV tables")
         edge_path = None if edges is None else Path(edges).expanduser()
         own = {"protocol": protocol, "splits": splits, "edges": edge_path, "directed": directed, **drawing}
         data = _load_own(path, table, own)
@@ -102,7 +104,7 @@ def _load_sequences(
 ) -> SequenceData:
     labels, seed = drawing["labels_per_class"], drawing["seed"]
     if name is None:
-        _reject(where, {"root": root}, "public data sets")
+        reject(where, {"root": root}, "public data sets")
         path = existing_source(source)
         how = {"protocol": protocol, "splits": splits, "seed": seed, "labels_per_class": labels}
         if path.suffix.lower() == ".npz" and not path.is_dir():
@@ -112,7 +114,7 @@ def _load_sequences(
         from .uea import load_ts
 
         return load_ts(path, **how)
-    _reject(where, {"labels_per_class": labels}, "protocols that draw splits by label")
+    reject(where, {"labels_per_class": labels}, "protocols that draw splits by label")
     protocol = choose_protocol(name, protocol)
     number = CATALOG[name].splits if splits is None else splits
     common: dict[str, Any] = {"splits": number, "seed": seed}
@@ -138,7 +140,8 @@ def _load_sequences(
     return load_uea(name, protocol, **common, root=raw)
 
 
-def _reject(where: str, arguments: dict[str, Any], belongs: str) -> None:
+def reject(where: str, arguments: dict[str, Any], belongs: str) -> None:
+    """Raise `DataError` where an argument was given that belongs to other data."""
     given = [name for name, value in arguments.items() if value is not None]
     if given:
         raise DataError(f"{where}: {', '.join(given)} is for {belongs}; leave it out")
@@ -151,14 +154,14 @@ def _load_named(
     number = entry.splits if splits is None else splits
     labels, knn, seed = drawing["labels_per_class"], drawing["knn"], drawing["seed"]
     if protocol in ("fixed", "public"):
-        _reject(
+        reject(
             f"load({name!r}), protocol {protocol!r}",
             {"labels_per_class": labels},
             "protocols that draw splits",
         )
     per_class = entry.labels_per_class if labels is None else labels
     if name in ("cora", "citeseer", "chameleon"):
-        _reject(f"load({name!r})", {"knn": knn}, "data without edges")
+        reject(f"load({name!r})", {"knn": knn}, "data without edges")
     if name == "chameleon":
         from .chameleon import load_chameleon
 

@@ -18,6 +18,7 @@ __all__ = [
     "MLP",
     "DIFFormer",
     "DIFFormerConv",
+    "DecisionModel",
     "ExactDIFFormer",
     "LanguageModel",
     "ModelConfig",
@@ -31,6 +32,7 @@ __all__ = [
 _HOME = {
     "DIFFormer": "difformer",
     "DIFFormerConv": "difformer",
+    "DecisionModel": "decision",
     "ExactDIFFormer": "exact",
     "GCN": "baselines",
     "LanguageModel": "language",
