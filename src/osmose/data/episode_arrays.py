@@ -220,7 +220,9 @@ def _read(path: Path, content: dict[str, np.ndarray] | None = None) -> _Recorded
     for key, place in (("observation", 0), ("action", 1)):
         widths = [part[place].shape[1] for part in parts]
         if len(set(widths)) > 1:
-            raise DataError(f"{path}: {key}_0 to {key}_{numbers[-1]} have {widths} channels; expected the same")
+            raise DataError(
+                f"{path}: {key}_0 to {key}_{numbers[-1]} have {widths} channels; expected the same"
+            )
     ptr = np.cumsum([0, *(len(part[0]) for part in parts)])
     states, actions, rewards, terminals = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return _Recorded(states, actions, rewards, terminals, ptr, [])
@@ -231,7 +233,9 @@ def _episode(path: Path, content: dict[str, np.ndarray], i: int) -> tuple[np.nda
     actions = _matrix(path, content, f"action_{i}", len(states))
     rewards = _vector(path, content, f"reward_{i}", len(states))
     if not len(states):
-        raise DataError(f"{path}: observation_{i} has no steps; expected at least one. Leave empty episodes out")
+        raise DataError(
+            f"{path}: observation_{i} has no steps; expected at least one. Leave empty episodes out"
+        )
     terminals = np.zeros(len(states), dtype=bool)
     if f"terminal_{i}" in content:
         terminals = _flags(path, content, f"terminal_{i}", len(states))
@@ -272,7 +276,9 @@ def _array(path: Path, content: dict[str, np.ndarray], key: str) -> np.ndarray:
 def _matrix(path: Path, content: dict[str, np.ndarray], key: str, steps: int | None = None) -> np.ndarray:
     array = _array(path, content, key)
     if array.ndim != 2 or not array.shape[1] or (steps is not None and len(array) != steps):
-        expected = "(steps, channels)" if steps is None else f"({steps}, channels), a row for each observation"
+        expected = (
+            "(steps, channels)" if steps is None else f"({steps}, channels), a row for each observation"
+        )
         raise DataError(f"{path}: {key} has shape {array.shape}; expected {expected}")
     return array
 
@@ -282,7 +288,9 @@ def _vector(path: Path, content: dict[str, np.ndarray], key: str, steps: int) ->
     if array.shape == (steps, 1):
         array = array[:, 0]
     if array.shape != (steps,):
-        raise DataError(f"{path}: {key} has shape {array.shape}; expected ({steps},), one for each observation")
+        raise DataError(
+            f"{path}: {key} has shape {array.shape}; expected ({steps},), one for each observation"
+        )
     return array
 
 

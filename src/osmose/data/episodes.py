@@ -277,7 +277,9 @@ class EpisodeData:
         if self.scale is not None and not 0 < self.scale < float("inf"):
             raise DataError(f"{self.name}: scale is {self.scale}; expected a positive number")
         if not self.splits or not 0 <= self.split < len(self.splits):
-            raise DataError(f"{self.name}: split {self.split} of {len(self.splits)}; expected at least one split")
+            raise DataError(
+                f"{self.name}: split {self.split} of {len(self.splits)}; expected at least one split"
+            )
         if self.action_range is None:
             return
         low, high = self.action_range

@@ -61,7 +61,9 @@ def load_source(
     if name != "imdb":
         reject(where, {"length": taking["length"]}, "imdb")
     if kind(source) == "control":
-        raise DataError(f"{where}: recorded episodes have no labels; load them with load_episodes({str(source)!r})")
+        raise DataError(
+            f"{where}: recorded episodes have no labels; load them with load_episodes({str(source)!r})"
+        )
     if kind(source) == "sequences":
         given = table_only | {"edges": edges, "directed": directed or None, "knn": drawing["knn"]}
         reject(where, given, "tables and graphs, not for sequences")

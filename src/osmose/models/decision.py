@@ -81,7 +81,12 @@ class DecisionModel(nn.Module):
         **options: Any,
     ):
         super().__init__()
-        sizes = {"state_dim": state_dim, "action_dim": action_dim, "num_layers": num_layers, "context": context}
+        sizes = {
+            "state_dim": state_dim,
+            "action_dim": action_dim,
+            "num_layers": num_layers,
+            "context": context,
+        }
         sizes |= {} if max_episode is None else {"max_episode": max_episode}
         for name, size in sizes.items():
             if size < 1:
@@ -188,7 +193,9 @@ class DecisionModel(nn.Module):
         """
         begun = bool((state.timestep > 0).any())
         if begun == (previous is None):
-            came, expected = ("None", "the action that was taken") if begun else ("given", "None at the first step")
+            came, expected = (
+                ("None", "the action that was taken") if begun else ("given", "None at the first step")
+            )
             raise ValueError(
                 f"DecisionModel.step: previous is {came} at timestep {int(state.timestep.max())}; expected {expected}."
             )
@@ -226,7 +233,11 @@ class DecisionModel(nn.Module):
         self, returns: Tensor, states: Tensor, actions: Tensor, timesteps: Tensor, mask: Tensor | None
     ) -> None:
         steps = tuple(timesteps.shape)
-        given = {"returns": (returns, 1), "states": (states, self.state_dim), "actions": (actions, self.action_dim)}
+        given = {
+            "returns": (returns, 1),
+            "states": (states, self.state_dim),
+            "actions": (actions, self.action_dim),
+        }
         for name, (x, width) in given.items():
             if len(steps) != 2 or tuple(x.shape) != (*steps, width):
                 raise ValueError(

@@ -138,7 +138,8 @@ class _Actor:
 
     def __init__(self, model: DecisionModel, preprocessing: dict[str, Any]):
         weight = model.states.weight
-        self.model, self.made = model, {"dtype": weight.dtype, "device": weight.device}
+        self.model = model
+        self.made: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
         self.mean = torch.tensor(preprocessing["mean"], **self.made)
         self.std = torch.tensor(preprocessing["std"], **self.made)
         self.scale = preprocessing["return_scale"]
@@ -177,7 +178,8 @@ class _Streaming(_Actor):
 
     def __init__(self, model: DecisionModel, preprocessing: dict[str, Any]):
         super().__init__(model, preprocessing)
-        self.state, self.previous = model.start(1), None
+        self.state = model.start(1)
+        self.previous: Tensor | None = None
 
     def __call__(self, observation: Any, to_come: float) -> Any:
         state, asked = self._seen(observation, to_come)
@@ -203,7 +205,9 @@ def make_environment(name: str, preprocessing: dict[str, Any]) -> Iterator[Any]:
             f"environment {name!r} needs a package that is not installed ({error}): pip install 'osmose[control]'"
         ) from error
     except gymnasium.error.Error as error:
-        raise DataError(f"environment {name!r} cannot be made ({error}); expected one of gymnasium's") from error
+        raise DataError(
+            f"environment {name!r} cannot be made ({error}); expected one of gymnasium's"
+        ) from error
     try:
         for what, space, key in (
             ("observations", world.observation_space, "state_dim"),
