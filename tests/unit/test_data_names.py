@@ -14,7 +14,8 @@ from osmose.data import OWN_PROTOCOLS, PROTOCOLS, DataError, DataNotFoundError, 
 def test_names_and_protocols():
     series = ["japanese-vowels", "scp1", "basic-motions"]
     symbols = ["digits-pixels", "imdb", "listops", "cifar-pixels"]
-    assert list(names()) == ["digits", "cora", "citeseer", "chameleon", "20news", *series, *symbols]
+    control = ["hopper", "half-cheetah", "walker2d", "ant"]
+    assert list(names()) == ["digits", "cora", "citeseer", "chameleon", "20news", *series, *symbols, *control]
     assert set(names()) == set(PROTOCOLS)
     assert {name: next(iter(known)) for name, known in PROTOCOLS.items()} == {
         "digits": "few-label",
@@ -27,17 +28,29 @@ def test_names_and_protocols():
         "imdb": "holdout",
         "listops": "generated",
         "cifar-pixels": "holdout",
+        **dict.fromkeys(control, "blocks"),
     }
     assert list(OWN_PROTOCOLS) == ["given", "stratified", "few-label"]
 
 
 def test_public_surface():
-    classes = {"DataError", "DataNotFoundError", "NodeData", "SequenceData", "Split"}
+    classes = {
+        "DataError",
+        "DataNotFoundError",
+        "EpisodeData",
+        "NodeData",
+        "SequenceData",
+        "Spans",
+        "Split",
+        "Windows",
+    }
     assert set(data.__all__) == classes | {
+        "CONTROL_PROTOCOLS",
         "OWN_PROTOCOLS",
         "PROTOCOLS",
         "kind",
         "load",
+        "load_episodes",
         "load_new",
         "names",
     }
@@ -48,7 +61,7 @@ def test_public_surface():
 
 def test_names_import_nothing_heavy():
     code = (
-        "import sys; from osmose.data import names, PROTOCOLS, load, load_new, kind, DataError; names(); kind('scp1');"
+        "import sys; from osmose.data import names, PROTOCOLS, load, load_episodes, load_new, kind, DataError; names(); kind('scp1'); kind('hopper');"
         "print([m for m in ('torch', 'numpy', 'sklearn', 'torch_geometric', 'pandas') if m in sys.modules])"
     )
     assert (

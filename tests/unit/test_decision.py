@@ -30,7 +30,9 @@ def episode(n=9, dtype=torch.float64, seed=1):
 def test_padding_is_absent(mixer, side):
     m, parts = model(mixer), episode()
     expected = m(*parts)
-    place = {"left": [4, *range(5, 13)], "right": list(range(9)), "inside": [0, 1, 2, 4, 5, 7, 8, 9, 11]}[side]
+    place = {"left": [4, *range(5, 13)], "right": list(range(9)), "inside": [0, 1, 2, 4, 5, 7, 8, 9, 11]}[
+        side
+    ]
     place = torch.tensor(place)
     mask = torch.zeros(B, 13, dtype=torch.bool).index_fill(1, place, True)
     for garbage in (0.0, 50.0, float("nan")):
@@ -138,13 +140,19 @@ REFUSED = [
     (lambda m, e: DecisionModel(1, 1, action_range=(1.0, 1.0)), "low < high"),
     (lambda m, e: DecisionModel(1, 1, mixer="diffusion-sigmoid"), "causal"),
     (lambda m, e: DecisionModel(1, 1, mixer="flow", beta=2), "has no option 'beta'"),
-    (lambda m, e: m(e[0], e[1][..., :4], e[2], e[3]), r"states have shape \(3, 9, 4\) and timesteps \(3, 9\)"),
+    (
+        lambda m, e: m(e[0], e[1][..., :4], e[2], e[3]),
+        r"states have shape \(3, 9, 4\) and timesteps \(3, 9\)",
+    ),
     (lambda m, e: m(e[0][..., 0], *e[1:]), r"returns have shape \(3, 9\)"),
     (lambda m, e: m(*e, torch.ones(3, 8, dtype=torch.bool)), r"mask is \(3, 8\)"),
     (lambda m, e: m(*e, torch.ones(3, 9)), r"mask is \(3, 9\) torch.float32; expected \(3, 9\) torch.bool"),
     (lambda m, e: m(*e[:3], e[3] + 90), r"go from 94 to 102; the model has learned 0 to 99.*max_episode"),
     (lambda m, e: m(*e[:3], e[3] - 5), r"go from -1"),
-    (lambda m, e: m.step(e[0][:, 0], e[1][:, 0], m.start(3), e[2][:, 0]), "given at timestep 0; expected None"),
+    (
+        lambda m, e: m.step(e[0][:, 0], e[1][:, 0], m.start(3), e[2][:, 0]),
+        "given at timestep 0; expected None",
+    ),
     (
         lambda m, e: m.step(e[0][:, 0], e[1][:, 0], m.step(e[0][:, 0], e[1][:, 0], m.start(3))[1]),
         "previous is None at timestep 1; expected the action",
