@@ -218,7 +218,12 @@ class EpisodeData:
 
     def _steps(self, part: Part) -> Tensor:
         """The steps of a part, in order."""
-        return _steps_of(self.splits[self.split].of(part))
+        return self._steps_of_parts[0 if part == "train" else 1]
+
+    @cached_property
+    def _steps_of_parts(self) -> tuple[Tensor, Tensor]:
+        spans = self.splits[self.split]
+        return _steps_of(spans.train), _steps_of(spans.valid)
 
     def _check_context(self, context: int) -> None:
         if context < 1:
