@@ -199,8 +199,8 @@ def test_the_named_sets(benchmark_data, name):
     assert (data.state_dim, data.action_dim) == EXPERT[name]
     assert data.lengths.tolist() == [1000, 1000]
     assert data.protocol == "blocks"
-    assert data.splits[0].train.tolist() == [[0, 900], [1000, 1900]]
-    assert data.splits[0].valid.tolist() == [[900, 1000], [1900, 2000]]
+    assert data.splits[0].train.tolist() == [[0, 900], [1000, 1800], [1900, 2000]]
+    assert data.splits[0].valid.tolist() == [[900, 1000], [1800, 1900]]
     assert data.action_range == (-1.0, 1.0)
     assert data.env is not None
     file = benchmark_data / "rl_expert" / f"expert_data_{data.env}.npz"
@@ -216,7 +216,7 @@ def test_numbered_episodes(tmp_path):
     assert (data.name, data.env, data.protocol) == ("mine", "Some-v0", "blocks")
     assert data.ptr.tolist() == [0, 30, 50]
     assert data.terminals.nonzero().flatten().tolist() == [29]
-    assert data.splits[0].train.tolist() == [[0, 27], [30, 48]]
+    assert data.splits[0].train.tolist() == [[0, 27], [30, 46], [48, 50]]
     assert data.action_range == (-1.0, 1.0)
     assert "taken for their range" in data.notes[0]
 
@@ -240,6 +240,18 @@ def test_what_the_file_says_of_its_environment(tmp_path):
     assert (other.env, other.action_range) == ("Other-v1", (-1.5, 1.5))
     wide = flat(tmp_path / "w.npz", actions=np.full((30, 2), 4.0))
     assert load_episodes(wide).action_range is None
+
+
+def test_blocks_are_a_tenth_of_every_episode_and_never_its_start(tmp_path):
+    lengths = [50, 1, 2, 3, 14, 10, 20, 100, 30, 10, 10, 10]
+    data = load_episodes(numbered(tmp_path / "a.npz", lengths), protocol="blocks")
+    held = torch.zeros(sum(lengths), dtype=torch.int64)
+    for a, b in data.splits[0].valid.tolist():
+        held[a:b] += 1
+    assert held.max() == 1
+    assert [int(part.sum()) for part in held.split(lengths)] == [5, 0, 1, 1, 1, 1, 2, 10, 3, 1, 1, 1]
+    assert all(part[0] == 0 for part in held.split(lengths))
+    assert [int(part.argmax()) for part in held.split(lengths)][-3:] == [9, 8, 7]
 
 
 def test_many_episodes_are_held_out_whole(tmp_path):

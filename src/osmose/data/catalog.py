@@ -38,7 +38,7 @@ SERIES_PROTOCOLS: dict[str, str] = {
 
 CONTROL_PROTOCOLS: dict[str, str] = {
     "episodes": "a tenth of the episodes for validation, a new draw for every split",
-    "blocks": "the last tenth of every episode's steps for validation",
+    "blocks": "a tenth of every episode's steps in one piece for validation",
 }
 """Protocols of recorded episodes: by `episodes` where there are ten or more, else by `blocks`. The test is the
 environment itself."""

@@ -194,14 +194,21 @@ def _by_episodes(name: str, ptr: Tensor, seed: int, index: int) -> Spans:
 
 
 def _by_blocks(name: str, ptr: Tensor) -> Spans:
-    """The last tenth of every episode's steps, at least one, for validation; episodes of one step are for training."""
+    """A tenth of every episode's steps, at least one, for validation; episodes of one step are for training.
+
+    The last tenth of the first episode, the one before of the second, and so on: a timestep that is held out of one
+    episode is trained on in another. The first tenth is never held out.
+    """
     start, stop = ptr[:-1], ptr[1:]
     held = ((stop - start) * _VALID_SHARE).round().long().clamp(min=1).where(stop - start > 1, 0)
-    train = torch.stack([start, stop - held], -1)
-    valid = torch.stack([stop - held, stop], -1)[held > 0]
-    if not len(valid):
+    turn = torch.arange(len(held)) % (round(1 / _VALID_SHARE) - 1)
+    first = torch.maximum(stop - held * (turn + 1), start + (held > 0).long())
+    block = torch.stack([first, first + held], -1)
+    train = torch.stack([start, block[:, 0], block[:, 1], stop], -1).view(-1, 2)
+    spans = Spans(*(own[own[:, 1] > own[:, 0]] for own in (train, block)))
+    if not len(spans.valid):
         raise DataError(f"{name}: all episodes have one step; expected one of two or more to validate on")
-    return Spans(train, valid)
+    return spans
 
 
 # ---- files ----------------------------------------------------------------------------------------
