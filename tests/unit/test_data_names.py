@@ -14,16 +14,9 @@ from osmose.data import OWN_PROTOCOLS, PROTOCOLS, DataError, DataNotFoundError, 
 def test_names_and_protocols():
     series = ["japanese-vowels", "scp1", "basic-motions"]
     symbols = ["digits-pixels", "imdb", "listops", "cifar-pixels"]
-    assert list(names()) == [
-        "digits",
-        "cora",
-        "citeseer",
-        "chameleon",
-        "20news",
-        *series,
-        *symbols,
-        "tinyshakespeare",
-    ]
+    control = ["hopper", "half-cheetah", "walker2d", "ant"]
+    nodes = ["digits", "cora", "citeseer", "chameleon", "20news"]
+    assert list(names()) == [*nodes, *series, *symbols, "tinyshakespeare", *control]
     assert set(names()) == set(PROTOCOLS)
     assert {name: next(iter(known)) for name, known in PROTOCOLS.items()} == {
         "digits": "few-label",
@@ -37,17 +30,30 @@ def test_names_and_protocols():
         "listops": "generated",
         "cifar-pixels": "holdout",
         "tinyshakespeare": "holdout",
+        **dict.fromkeys(control, "blocks"),
     }
     assert list(OWN_PROTOCOLS) == ["given", "stratified", "few-label"]
 
 
 def test_public_surface():
-    classes = {"DataError", "DataNotFoundError", "NodeData", "SequenceData", "Split", "TextData"}
+    classes = {
+        "DataError",
+        "DataNotFoundError",
+        "EpisodeData",
+        "NodeData",
+        "SequenceData",
+        "Spans",
+        "Split",
+        "TextData",
+        "Windows",
+    }
     assert set(data.__all__) == classes | {
+        "CONTROL_PROTOCOLS",
         "OWN_PROTOCOLS",
         "PROTOCOLS",
         "kind",
         "load",
+        "load_episodes",
         "load_new",
         "names",
     }
@@ -58,7 +64,7 @@ def test_public_surface():
 
 def test_names_import_nothing_heavy():
     code = (
-        "import sys; from osmose.data import names, PROTOCOLS, load, load_new, kind, DataError; names(); kind('scp1');"
+        "import sys; from osmose.data import names, PROTOCOLS, load, load_episodes, load_new, kind, DataError; names(); kind('scp1'); kind('hopper');"
         "print([m for m in ('torch', 'numpy', 'sklearn', 'torch_geometric', 'pandas') if m in sys.modules])"
     )
     assert (

@@ -148,7 +148,7 @@ def test_comparison_table_says_how_it_was_made(tmp_path: Path) -> None:
     assert "Mean ± sample standard deviation (ddof 1) over 2 splits" in text
     assert "each model's recipe" in text
     assert [row[0] for row in cells(result)] == ["mean", "mlp"]
-    accuracies = [row["test_values"] for row in result["models"]]
+    accuracies = [row["values"] for row in result["models"]]
     assert all(len(values) == 2 for values in accuracies)
 
 

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from osmose.energy import DescentMonitor
-from osmose.models import MLP, DIFFormer, DIFFormerConv, ExactDIFFormer, ModelConfig, build, sparse_features
+from osmose.models import (
+    MLP,
+    DIFFormer,
+    DIFFormerConv,
+    ExactDIFFormer,
+    ModelConfig,
+    Shape,
+    build,
+    sparse_features,
+)
 from osmose.models.layers import dropout
 from osmose.operators import Graph
 from osmose.tokens import Tokens
@@ -15,7 +24,7 @@ NAMES = ["difformer-s", "difformer-a", "difformer-exact", "mean", "gcn", "mlp"]
 
 def model_of(name, **settings):
     torch.manual_seed(0)
-    return build(ModelConfig(name=name, hidden=8, layers=3, **settings), 5, 4).double().eval()
+    return build(ModelConfig(name=name, hidden=8, layers=3, **settings), Shape("nodes", 5, 4)).double().eval()
 
 
 def batch_of_graphs(sizes=(4, 1, 6), seed=0):
@@ -136,7 +145,7 @@ def test_models_train_save_and_load(name, tmp_path):
 
     torch.manual_seed(0)
     config = ModelConfig(name=name, hidden=8, layers=2, dropout=0.0)
-    model = build(config, 5, 4)
+    model = build(config, Shape("nodes", 5, 4))
     x, edges, _ = batch_of_graphs()
     x, graph, y = x.float(), model.prepare_graph(torch.cat(edges, 1), None, len(x)), torch.arange(len(x)) % 4
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
@@ -149,7 +158,7 @@ def test_models_train_save_and_load(name, tmp_path):
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
     save_file(model.state_dict(), tmp_path / "m.safetensors")
-    other = build(config, 5, 4)
+    other = build(config, Shape("nodes", 5, 4))
     other.load_state_dict(load_file(tmp_path / "m.safetensors"))
     assert other.eval()(x, graph).equal(model.eval()(x, graph))
 
@@ -180,8 +189,8 @@ def test_frobenius_attention_is_nearly_uniform_and_row_is_not():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: build(ModelConfig(name="difformer"), 5, 4), "Did you mean 'difformer-s'"),
-        (lambda: build(ModelConfig(hidden=0), 5, 4), "hidden is 0"),
+        (lambda: build(ModelConfig(name="difformer"), Shape("nodes", 5, 4)), "Did you mean 'difformer-s'"),
+        (lambda: build(ModelConfig(hidden=0), Shape("nodes", 5, 4)), "hidden is 0"),
         (lambda: DIFFormerConv(5, 4, kernel="softmax"), "simple, sigmoid, mean"),
         (lambda: DIFFormerConv(5, 4, use_weight=False), "must equal"),
         (lambda: DIFFormerConv(5, 5, graph_weight=2.0), "graph_weight is 2.0"),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from osmose.data import load
 from osmose.data.text import decode, encode
-from osmose.models.config import ModelConfig
+from osmose.models.config import ModelConfig, Shape
 from osmose.tasks.config import DataConfig, RunConfig, TrainConfig
 from osmose.tasks.generate import generate
 from osmose.tasks.run import run
@@ -115,7 +115,7 @@ def test_windows_beyond_their_part_count_nowhere(source):
     from osmose.models import build
 
     torch.manual_seed(0)
-    model = build(config, data.num_features, data.num_features, form="text")
+    model = build(config, Shape("text", data.num_features, data.num_features))
     part = {"valid": data.splits[0].valid}
     first = text_metrics(model, data, part, torch.device("cpu"), batch_size=1)
     assert first == pytest.approx(

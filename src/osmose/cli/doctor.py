@@ -95,13 +95,13 @@ def _computation() -> tuple[str, str]:
     import torch
 
     from osmose.models import build
-    from osmose.models.config import ModelConfig
+    from osmose.models.config import ModelConfig, Shape
 
     torch.manual_seed(0)
     x, edges = torch.randn(32, 5), torch.randint(0, 32, (2, 64))
     order = torch.randperm(32)
     place = torch.argsort(order)
-    model = build(ModelConfig(hidden=8), 5, 3).eval()
+    model = build(ModelConfig(hidden=8), Shape("nodes", 5, 3)).eval()
     out = model(x, edges)
     moved = model(x[order], place[edges])
     out.sum().backward()

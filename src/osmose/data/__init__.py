@@ -1,7 +1,8 @@
-"""Data sets with splits, as nodes (with or without edges), sequences or text: public ones by name, the user's own by path.
+"""Data sets with splits, as nodes (with or without edges), sequences, text or recorded episodes: public ones by name, the
+user's own by path.
 
 `load("cora")`, `load("table.csv", label="species")`, `load("X_TRAIN.ts")`; `load_new` prepares new rows or sequences for
-a trained model. Names and protocols are to be had without torch; what is heavy is imported when used.
+a trained model; `load_episodes("hopper")` gives episodes. Names and protocols are to be had without torch; what is heavy is imported when used.
 """
 
 from __future__ import annotations
@@ -9,26 +10,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .catalog import OWN_PROTOCOLS, PROTOCOLS, names
+from .catalog import CONTROL_PROTOCOLS, OWN_PROTOCOLS, PROTOCOLS, names
 from .errors import DataError, DataNotFoundError
 from .kind import kind
 
 if TYPE_CHECKING:
+    from .episodes import EpisodeData, Spans, Windows
     from .node import NodeData, Split
     from .sequence import SequenceData
     from .text import TextData
 
 __all__ = [
+    "CONTROL_PROTOCOLS",
     "OWN_PROTOCOLS",
     "PROTOCOLS",
     "DataError",
     "DataNotFoundError",
+    "EpisodeData",
     "NodeData",
     "SequenceData",
+    "Spans",
     "Split",
     "TextData",
+    "Windows",
     "kind",
     "load",
+    "load_episodes",
     "load_new",
     "names",
 ]
@@ -39,6 +46,10 @@ def __getattr__(name: str) -> Any:
         from . import node
 
         return getattr(node, name)
+    if name in ("EpisodeData", "Spans", "Windows"):
+        from . import episodes
+
+        return getattr(episodes, name)
     if name == "SequenceData":
         from .sequence import SequenceData
 
@@ -67,12 +78,13 @@ def load(
     directed: bool = False,
     size: int | None = None,
     length: int | None = None,
-) -> NodeData | SequenceData | TextData:
+    env: str | None = None,
+) -> NodeData | SequenceData | TextData | EpisodeData:
     """Data by the name of a public set or by the path of the user's own; `kind(source, task)` says of which kind.
 
     Args:
         source: one of `names()`; or a CSV table, an `.npz`, a folder of arrays, `.ts` files (formats: docs/data.md).
-        task: what the user's own file holds, `nodes`, `series` or `text`; None: told from the file.
+        task: what the user's own file holds, `nodes`, `series`, `text` or `control`; None: told from the file.
         protocol: how nodes or sequences are divided, one of `PROTOCOLS[name]` or `OWN_PROTOCOLS`; None: the default.
         splits: number of splits; None: 5 where they are drawn, all where they are given. At most as many as
             the data give. Split i of a seed does not depend on this number.
@@ -87,9 +99,10 @@ def load(
         directed: keep the direction of the user's edges; else both directions are stored.
         size: number of sequences of listops, imdb or cifar-pixels, the same share of every part; None: all.
         length: bytes at which a review of imdb is cut, None: 1000; symbols of a training window of a text, None: 256.
+        env: gymnasium's environment of recorded episodes; None: that of the file, if it names one.
 
     Returns:
-        checked `NodeData`, `SequenceData` or `TextData`.
+        checked `NodeData`, `SequenceData`, `TextData` or `EpisodeData`.
 
     Raises:
         DataError: a ValueError that names the file or argument, what came, what was expected, what to do.
@@ -113,6 +126,7 @@ def load(
         directed=directed,
         size=size,
         length=length,
+        env=env,
     )
 
 
@@ -142,5 +156,47 @@ def load_new(
         source,
         preprocessing,
         edges=None if edges is None else Path(edges),
+        root=None if root is None else Path(root),
+    )
+
+
+def load_episodes(
+    source: str | Path,
+    *,
+    env: str | None = None,
+    action_range: tuple[float, float] | None = None,
+    scale: float | None = None,
+    protocol: str | None = None,
+    splits: int | None = None,
+    seed: int = 123,
+    root: str | Path | None = None,
+) -> EpisodeData:
+    """Recorded episodes for offline control, by the name of a public set or by the path of the user's own `.npz`.
+
+    Args:
+        source: a name of kind control; or an `.npz` (formats: docs/data.md).
+        env: environment in gymnasium that the user's episodes are of; None: what the `.npz` calls `env`, else none.
+        action_range: low and high of the user's actions; None: what the `.npz` calls `action_range`, else -1 to 1 where
+            they keep to it, else no bounds.
+        scale: what returns are divided by; None: the largest return-to-go of the training part.
+        protocol: one of `CONTROL_PROTOCOLS`; None: `episodes` with ten or more, else `blocks`.
+        splits: number of splits; None: 5 where they are drawn.
+        seed: of the random splits.
+        root: folder of raw public data; None: `OSMOSE_DATA`.
+
+    Raises:
+        DataError: a ValueError that names the file or argument, what came, what was expected, what to do.
+        DataNotFoundError: a DataError and FileNotFoundError, for what is not there.
+    """
+    from .episode_arrays import load_episode_source
+
+    return load_episode_source(
+        source,
+        env=env,
+        action_range=action_range,
+        scale=scale,
+        protocol=protocol,
+        splits=splits,
+        seed=seed,
         root=None if root is None else Path(root),
     )

@@ -7,6 +7,9 @@ from typing import Literal
 
 from .errors import DataError, nearest
 
+Kind = Literal["nodes", "sequences", "text", "control"]
+"""What there are data of."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -20,8 +23,7 @@ class Entry:
     """size of the validation part where the protocol draws it"""
     test: int | None = None
     """size of the test part where the protocol draws it; None: all that is left"""
-    kind: Literal["nodes", "sequences", "text"] = "nodes"
-    """nodes, sequences or text"""
+    kind: Kind = "nodes"
 
 
 BEST_ON_TEST = "best-on-test"
@@ -42,6 +44,14 @@ TEXT_PROTOCOLS: dict[str, str] = {
     BEST_ON_TEST: f"the first 90 % train, the last 10 % are validation and test; {_OPTIMISTIC}",
 }
 """Protocols of texts."""
+CONTROL_PROTOCOLS: dict[str, str] = {
+    "episodes": "a tenth of the episodes for validation, a new draw for every split",
+    "blocks": "a tenth of every episode's steps in one piece for validation",
+}
+"""Protocols of recorded episodes: by `episodes` where there are ten or more, else by `blocks`. The test is the
+environment itself."""
+
+_BLOCKS = {"blocks": CONTROL_PROTOCOLS["blocks"]}
 
 CATALOG: dict[str, Entry] = {
     "digits": Entry(
@@ -119,6 +129,30 @@ CATALOG: dict[str, Entry] = {
         TEXT_PROTOCOLS,
         splits=1,
         kind="text",
+    ),
+    "hopper": Entry(
+        "two expert episodes of Hopper-v4 (MuJoCo), 1000 steps each, 11 state and 3 action channels",
+        _BLOCKS,
+        splits=1,
+        kind="control",
+    ),
+    "half-cheetah": Entry(
+        "two expert episodes of HalfCheetah-v4 (MuJoCo), 1000 steps each, 17 state and 6 action channels",
+        _BLOCKS,
+        splits=1,
+        kind="control",
+    ),
+    "walker2d": Entry(
+        "two expert episodes of Walker2d-v4 (MuJoCo), 1000 steps each, 17 state and 6 action channels",
+        _BLOCKS,
+        splits=1,
+        kind="control",
+    ),
+    "ant": Entry(
+        "two expert episodes of Ant-v4 (MuJoCo), 1000 steps each, 27 state and 8 action channels",
+        _BLOCKS,
+        splits=1,
+        kind="control",
     ),
 }
 

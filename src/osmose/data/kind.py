@@ -1,27 +1,25 @@
-"""What data are there: nodes, sequences, text? Told from the name or the path alone, without torch and without reading the data."""
+"""What data are there: nodes, sequences, text, episodes? Told from the name or the path alone, without torch and without
+reading the data."""
 
 from __future__ import annotations
 
 import ast
 import zipfile
 from pathlib import Path
-from typing import Literal
 
-from .catalog import CATALOG
+from .catalog import CATALOG, Kind
 from .errors import DataError, nearest
 
-Kind = Literal["nodes", "sequences", "text"]
-
-TASKS: dict[str, Kind] = {"nodes": "nodes", "series": "sequences", "text": "text"}
+TASKS: dict[str, Kind] = {"nodes": "nodes", "series": "sequences", "text": "text", "control": "control"}
 """What a user may say that a file holds."""
 
 
 def kind(source: str | Path, task: str | None = None) -> Kind:
-    """Whether `load(source)` gives `NodeData`, `SequenceData` or `TextData`.
+    """Whether `load(source)` gives `NodeData`, `SequenceData`, `TextData` or, for control, `EpisodeData`.
 
     Sequences are the named sets of that kind, `.ts` files, folders that hold some, and an `.npz` with `ptr` or an `x`
-    of three dimensions. A file is a text where `task` says so. What is not there or cannot be read counts as nodes: `load`
-    says what is wrong with it.
+    of three dimensions. Control are the named sets of that kind and an `.npz` with `observations` or `observation_0`. A file
+    is a text where `task` says so. What is not there or cannot be read counts as nodes: `load` says what is wrong with it.
     """
     if isinstance(source, str) and source.lower() in CATALOG:
         return CATALOG[source.lower()].kind
@@ -32,24 +30,25 @@ def kind(source: str | Path, task: str | None = None) -> Kind:
     path = Path(source).expanduser()
     try:
         if path.is_dir():
-            found = any(p.suffix.lower() == ".ts" for p in path.iterdir())
-        elif path.suffix.lower() == ".npz":
-            found = _is_sequences(path)
-        else:
-            found = path.suffix.lower() == ".ts"
+            return "sequences" if any(p.suffix.lower() == ".ts" for p in path.iterdir()) else "nodes"
+        if path.suffix.lower() == ".npz":
+            return _kind_of_arrays(path)
+        return "sequences" if path.suffix.lower() == ".ts" else "nodes"
     except (OSError, ValueError, SyntaxError, KeyError, zipfile.BadZipFile):
         return "nodes"
-    return "sequences" if found else "nodes"
 
 
-def _is_sequences(path: Path) -> bool:
+def _kind_of_arrays(path: Path) -> Kind:
     with zipfile.ZipFile(path) as archive:
-        if "ptr.npy" in archive.namelist():
-            return True
+        names = archive.namelist()
+        if "observations.npy" in names or "observation_0.npy" in names:
+            return "control"
+        if "ptr.npy" in names:
+            return "sequences"
         with archive.open("x.npy") as stream:
             start = stream.read(10)  # magic, version, and two of the header's length's bytes (NEP 1)
             version, size = start[6], int.from_bytes(start[8:10], "little")
             if version > 1:
                 size += int.from_bytes(stream.read(2), "little") << 16
             header = ast.literal_eval(stream.read(size).decode("latin-1"))
-    return len(header["shape"]) == 3
+    return "sequences" if len(header["shape"]) == 3 else "nodes"

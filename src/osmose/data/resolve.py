@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from .catalog import CATALOG, choose_protocol
+from .episodes import EpisodeData
 from .errors import DataError, DataNotFoundError, nearest
 from .kind import kind
 from .node import NodeData
 from .sequence import SequenceData
 from .text import TextData
 
+Data = NodeData | SequenceData | TextData | EpisodeData
 TABLES = (".csv", ".tsv", ".txt")
 _SIZED = ("listops", "imdb", "cifar-pixels")
 """Sets of which a part may be taken."""
@@ -49,9 +51,9 @@ def load_source(
     ignore: tuple[str, ...],
     directed: bool,
     **drawing: Any,
-) -> NodeData | SequenceData | TextData:
-    """`osmose.data.load`; `drawing` is seed, labels_per_class, knn, size and length."""
-    taking = {key: drawing.pop(key, None) for key in ("size", "length")}
+) -> Data:
+    """`osmose.data.load`; `drawing` is seed, labels_per_class, knn, size, length and env."""
+    taking = {key: drawing.pop(key, None) for key in ("size", "length", "env")}
     if splits is not None and splits < 1:
         raise DataError(f"splits is {splits}; expected at least 1")
     table = {"label": label, "id": id, "ignore": (ignore,) if isinstance(ignore, str) else tuple(ignore)}
@@ -60,28 +62,36 @@ def load_source(
     found = kind(source, task)
     if name is not None and task is not None:
         raise DataError(f"{where}: task is {task!r}, but this is a named data set; leave task out")
-    data: NodeData | SequenceData | TextData
+    data: NodeData | SequenceData
     if name not in _SIZED:
-        _reject(where, {"size": taking["size"]}, ", ".join(_SIZED))
+        reject(where, {"size": taking["size"]}, ", ".join(_SIZED))
     if name != "imdb" and found != "text":
-        _reject(where, {"length": taking["length"]}, "imdb and texts")
+        reject(where, {"length": taking["length"]}, "imdb and texts")
+    if found != "control":
+        reject(where, {"env": taking["env"]}, "recorded episodes")
     if found != "nodes":
         given = table_only | {"edges": edges, "directed": directed or None, "knn": drawing["knn"]}
-        _reject(where, given, f"tables and graphs, not for {found}")
+        reject(where, given, f"tables and graphs, not for {found}")
+    if found in ("text", "control"):
+        reject(where, {"labels_per_class": drawing["labels_per_class"]}, "data with labels")
     if found == "text":
-        _reject(where, {"labels_per_class": drawing["labels_per_class"]}, "data with labels")
         return _load_text(source, name, where, protocol, root, taking["length"])
+    if found == "control":
+        from . import load_episodes
+
+        how = {"protocol": protocol, "splits": splits, "seed": drawing["seed"], "root": root}
+        return load_episodes(source, env=taking["env"], **how)
     if found == "sequences":
         data = _load_sequences(source, name, where, protocol, splits, root, drawing | taking)
     elif name is not None:
-        _reject(where, table_only | {"edges": edges, "directed": directed or None}, "the user's own data")
+        reject(where, table_only | {"edges": edges, "directed": directed or None}, "the user's own data")
         raw = None if root is None else Path(root)
         data = _load_named(name, choose_protocol(name, protocol), splits, raw, drawing)
     else:
-        _reject(where, {"root": root}, "public data sets")
+        reject(where, {"root": root}, "public data sets")
         path = existing_source(source)
         if path.is_dir() or path.suffix.lower() == ".npz":
-            _reject(where, table_only, "CSV tables")
+            reject(where, table_only, "CSV tables")
         edge_path = None if edges is None else Path(edges).expanduser()
         own = {"protocol": protocol, "splits": splits, "edges": edge_path, "directed": directed, **drawing}
         data = _load_own(path, table, own)
@@ -113,7 +123,7 @@ def _load_text(
     if name is not None:
         raw = None if root is None else Path(root)
         return load_tinyshakespeare(protocol=choose_protocol(name, protocol), length=length, root=raw)
-    _reject(where, {"root": root}, "public data sets")
+    reject(where, {"root": root}, "public data sets")
     return load_text(existing_source(source), protocol=protocol, length=length)
 
 
@@ -128,7 +138,7 @@ def _load_sequences(
 ) -> SequenceData:
     labels, seed = drawing["labels_per_class"], drawing["seed"]
     if name is None:
-        _reject(where, {"root": root}, "public data sets")
+        reject(where, {"root": root}, "public data sets")
         path = existing_source(source)
         how = {"protocol": protocol, "splits": splits, "seed": seed, "labels_per_class": labels}
         if path.suffix.lower() == ".npz" and not path.is_dir():
@@ -138,7 +148,7 @@ def _load_sequences(
         from .uea import load_ts
 
         return load_ts(path, **how)
-    _reject(where, {"labels_per_class": labels}, "protocols that draw splits by label")
+    reject(where, {"labels_per_class": labels}, "protocols that draw splits by label")
     protocol = choose_protocol(name, protocol)
     number = CATALOG[name].splits if splits is None else splits
     common: dict[str, Any] = {"splits": number, "seed": seed}
@@ -164,7 +174,8 @@ def _load_sequences(
     return load_uea(name, protocol, **common, root=raw)
 
 
-def _reject(where: str, arguments: dict[str, Any], belongs: str) -> None:
+def reject(where: str, arguments: dict[str, Any], belongs: str) -> None:
+    """Raise `DataError` where an argument was given that belongs to other data."""
     given = [name for name, value in arguments.items() if value is not None]
     if given:
         raise DataError(f"{where}: {', '.join(given)} is for {belongs}; leave it out")
@@ -177,14 +188,14 @@ def _load_named(
     number = entry.splits if splits is None else splits
     labels, knn, seed = drawing["labels_per_class"], drawing["knn"], drawing["seed"]
     if protocol in ("fixed", "public"):
-        _reject(
+        reject(
             f"load({name!r}), protocol {protocol!r}",
             {"labels_per_class": labels},
             "protocols that draw splits",
         )
     per_class = entry.labels_per_class if labels is None else labels
     if name in ("cora", "citeseer", "chameleon"):
-        _reject(f"load({name!r})", {"knn": knn}, "data without edges")
+        reject(f"load({name!r})", {"knn": knn}, "data without edges")
     if name == "chameleon":
         from .chameleon import load_chameleon
 

@@ -105,7 +105,7 @@ class SequenceData:
     def validate(self) -> None:
         """Raise `DataError` on the first thing that is not as the class states."""
         _check_values(self.name, self.values, self.vocab)
-        _check_ptr(self.name, self.ptr, len(self.values))
+        check_ptr(self.name, self.ptr, len(self.values))
         n = self.num_sequences
         if self.vocab is None:
             _check_finite(self.name, self.values, self.ptr)
@@ -136,11 +136,12 @@ def _check_values(name: str, values: Tensor, vocab: int | None) -> None:
         raise DataError(f"{name}: vocab is {vocab}; expected at least 1 symbol")
 
 
-def _check_ptr(name: str, ptr: Tensor, total: int) -> None:
+def check_ptr(name: str, ptr: Tensor, total: int, what: str = "sequence") -> None:
+    """Raise `DataError` unless `ptr` (N + 1,) are bounds that rise from 0 to `total`."""
     if ptr.dim() != 1 or ptr.dtype != torch.int64 or ptr.numel() < 2:
         raise DataError(
             f"{name}: ptr is {tuple(ptr.shape)} {ptr.dtype}; expected (N + 1,) torch.int64, the bounds of at least "
-            "one sequence"
+            f"one {what}"
         )
     if int(ptr[0]) != 0 or int(ptr[-1]) != total:
         raise DataError(
@@ -150,14 +151,15 @@ def _check_ptr(name: str, ptr: Tensor, total: int) -> None:
     if bad.numel():
         i = int(bad[0])
         raise DataError(
-            f"{name}: sequence {i} runs from {int(ptr[i])} to {int(ptr[i + 1])} and is empty; expected at least one "
-            "step. Leave empty sequences out"
+            f"{name}: {what} {i} runs from {int(ptr[i])} to {int(ptr[i + 1])} and is empty; expected at least one "
+            f"step. Leave empty {what}s out"
         )
 
 
-def _place(ptr: Tensor, position: int) -> str:
+def place(ptr: Tensor, position: int, what: str = "sequence") -> str:
+    """Where a step is, for errors."""
     i = int(torch.searchsorted(ptr, torch.tensor(position, device=ptr.device), right=True)) - 1
-    return f"sequence {i}, step {position - int(ptr[i])}"
+    return f"{what} {i}, step {position - int(ptr[i])}"
 
 
 def _check_finite(name: str, values: Tensor, ptr: Tensor) -> None:
@@ -165,7 +167,7 @@ def _check_finite(name: str, values: Tensor, ptr: Tensor) -> None:
     if bad.numel():
         position, channel = (int(v) for v in bad[0])
         raise DataError(
-            f"{name}: values hold {bad.shape[0]} NaN or infinite numbers, the first at {_place(ptr, position)}, "
+            f"{name}: values hold {bad.shape[0]} NaN or infinite numbers, the first at {place(ptr, position)}, "
             f"channel {channel} ({values[position, channel].item()}); expected finite numbers"
         )
 
@@ -175,6 +177,6 @@ def _check_symbols(name: str, values: Tensor, ptr: Tensor, vocab: int) -> None:
     if low < 0 or high >= vocab:
         position = int(((values < 0) | (values.long() >= vocab)).nonzero()[0])
         raise DataError(
-            f"{name}: {_place(ptr, position)} is symbol {int(values[position])}; expected 0 to {vocab - 1} "
+            f"{name}: {place(ptr, position)} is symbol {int(values[position])}; expected 0 to {vocab - 1} "
             f"({vocab} symbols)"
         )

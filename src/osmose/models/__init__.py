@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .config import SEQUENCE_MODELS, Form, ModelConfig, is_for_sequences
+from .config import SEQUENCE_MODELS, ModelConfig, Shape, is_for_sequences
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,10 +18,12 @@ __all__ = [
     "MLP",
     "DIFFormer",
     "DIFFormerConv",
+    "DecisionModel",
     "ExactDIFFormer",
     "LanguageModel",
     "ModelConfig",
     "SequenceClassifier",
+    "Shape",
     "build",
     "is_for_sequences",
     "propagation",
@@ -31,11 +33,13 @@ __all__ = [
 _HOME = {
     "DIFFormer": "difformer",
     "DIFFormerConv": "difformer",
+    "DecisionModel": "decision",
     "ExactDIFFormer": "exact",
     "GCN": "baselines",
     "LanguageModel": "language",
     "MLP": "baselines",
     "SequenceClassifier": "flowformer",
+    "Shape": "config",
     "propagation": "graph_term",
     "sparse_features": "layers",
 }
@@ -50,10 +54,10 @@ def __getattr__(name: str):
     return getattr(import_module(f".{_HOME[name]}", __name__), name)
 
 
-def build(config: ModelConfig, in_channels: int, out_channels: int, *, form: Form = "nodes") -> nn.Module:
-    """The model that ``config`` describes, for data of this form. Settings that its kind does not have are left out.
+def build(config: ModelConfig, shape: Shape) -> nn.Module:
+    """The model that ``config`` describes, for data of this shape. Settings that its kind does not have are left out.
 
-    Models of symbols and text take ids below ``in_channels`` in place of that many channels.
+    Models of symbols and text take ids below ``shape.in_channels`` in place of that many channels.
 
     Raises:
         ValueError: an unknown name (with the nearest known one), or sizes that are not positive.
@@ -65,7 +69,7 @@ def build(config: ModelConfig, in_channels: int, out_channels: int, *, form: For
     for name in ("hidden", "layers", "heads"):
         if getattr(config, name) < 1:
             raise ValueError(f"ModelConfig: {name} is {getattr(config, name)}; expected at least 1.")
-    sizes = (in_channels, config.hidden, out_channels)
+    form, sizes = shape.form, (shape.in_channels, config.hidden, shape.out_channels)
     common: dict[str, Any] = {"num_layers": config.layers, "dropout": config.dropout}
     if is_for_sequences(config.name):
         common |= {"num_heads": config.heads, "mixer": SEQUENCE_MODELS[config.name]}
@@ -74,7 +78,12 @@ def build(config: ModelConfig, in_channels: int, out_channels: int, *, form: For
         if form == "text":
             from .language import LanguageModel
 
-            return LanguageModel(in_channels, config.hidden, **common)
+            return LanguageModel(shape.in_channels, config.hidden, **common)
+        if form == "control":
+            from .decision import DecisionModel
+
+            common |= {"context": config.context, "max_episode": None, "action_range": shape.action_range}
+            return DecisionModel(shape.in_channels, shape.out_channels, hidden=config.hidden, **common)
         from .flowformer import SequenceClassifier
 
         return SequenceClassifier(*sizes, symbols=form == "symbols", patch=config.patch, **common)

@@ -21,12 +21,25 @@ SEQUENCE_MODELS = {"flowformer": "flow", "transformer": "softmax", "linear-trans
 """Models of sequences, and the mixer of each."""
 
 
-Form = Literal["nodes", "series", "symbols", "text"]
-"""What a model is given: one set of nodes, sequences of vectors or of symbols, a text to go on with."""
+Form = Literal["nodes", "series", "symbols", "text", "control"]
+"""What a model is given: one set of nodes, sequences of vectors or of symbols, a text to go on with, episodes to act in."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the data decide about a model."""
+
+    form: Form
+    in_channels: int
+    """channels of a node, a step or a state; for symbols and text, their number"""
+    out_channels: int
+    """classes, symbols, or channels of an action"""
+    action_range: tuple[float, float] | None = None
+    """low and high of an action; None: no bounds"""
 
 
 def is_for_sequences(name: str) -> bool:
-    """Whether a model takes sequences or text; the others take nodes or rows."""
+    """Whether a model takes sequences, text or episodes; the others take nodes or rows."""
     return name in SEQUENCE_MODELS
 
 
@@ -65,5 +78,7 @@ class ModelConfig:
     """queries and keys of the simple kernel: unit rows (paper), unit Frobenius norm (released code)"""
     patch: int = 1
     """sequences: steps that the embedding joins into one token"""
+    context: int = 20
+    """control: steps that the model sees"""
     preset: Literal["osmose", "paper", "core", "nlp", "rl", "vision", "series", "lra"] = "osmose"
     """flowformer: variant of Flow-Attention"""

@@ -22,7 +22,7 @@ from osmose.tasks.checkpoint import replace_file
 from osmose.tasks.config import DataConfig, RunConfig
 from osmose.tasks.devices import make_accelerator
 from osmose.tasks.loop import Data
-from osmose.tasks.measures import ACCURACY, REPORTS, Measure
+from osmose.tasks.measures import ACCURACY, REPORTS, Measure, kind_of, report_of
 from osmose.tasks.progress import Reporter
 from osmose.tasks.recipes import recipe
 from osmose.tasks.run import run
@@ -186,11 +186,11 @@ def _row(
         )
         config = with_settings(config, found["settings"])
     result = run(config, RunFolder(path / name), resume=True, reporter=reporter, stop=stop, data=data)
-    test, *_ = measures = REPORTS[data.kind].named()
+    first, *_ = measures = report_of(data).named()
     return {
         "model": name,
         **{measure: result[measure] for measure in measures},
-        "test_values": [record[test] for record in result["splits"]],
+        "values": [record[first] for record in result["splits"]],
         "settings": _settings(config),
         "search": found,
         "parameters": result["parameters"],
@@ -207,13 +207,13 @@ def _finish(comparison: Comparison, path: Path, data: Data, rows: list[dict[str,
     result = {
         "source": comparison.data.source,
         "protocol": data.protocol,
-        "kind": data.kind,
+        "kind": kind_of(data),
         "comparison": comparison.to_dict(),
         "models": rows,
         "notes": data.notes,
     }
     title = f"{data.name} ({data.protocol}), {comparison.splits} splits"
-    figures.comparison(rows, REPORTS[data.kind].test, path / "figures" / "comparison.png", title)
+    figures.comparison(rows, report_of(data), path / "figures" / "comparison.png", title)
     replace_file(path / "table.md", table(result).encode())
     _write(path / "result.json", result)
     return _read(path / "result.json")
@@ -221,9 +221,13 @@ def _finish(comparison: Comparison, path: Path, data: Data, rows: list[dict[str,
 
 def columns(result: dict[str, Any]) -> tuple[str, ...]:
     """The heads of the table's columns."""
-    report = REPORTS[result["kind"]]
-    parts = [f"{part}, {_unit(one)}" for part, one in (("test", report.test), ("valid", report.valid))]
+    parts = [f"{name.split('_')[0]}, {_unit(one)}" for name, one in _told(result)]
     return ("model", *parts, "settings (layers x hidden)", "params", "seconds")
+
+
+def _told(result: dict[str, Any]) -> list[tuple[str, Measure]]:
+    """The measures that have a column: of the test part, if there is one, and of validation."""
+    return list(REPORTS[result["kind"]].named().items())[:2]
 
 
 def _unit(measure: Measure) -> str:
@@ -232,12 +236,10 @@ def _unit(measure: Measure) -> str:
 
 def cells(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """The table's rows as text, in the order of `columns`."""
-    report = REPORTS[result["kind"]]
     return [
         (
             row["model"],
-            report.test.of(row[f"test_{report.test.key}"]),
-            report.valid.of(row[f"valid_{report.valid.key}"]),
+            *(one.of(row[name]) for name, one in _told(result)),
             describe(row["settings"]),
             f"{row['parameters']:,}",
             f"{row['seconds']:.1f}",

@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from osmose.models.config import ModelConfig
 
-Task = Literal["nodes", "series", "text"]
+Task = Literal["nodes", "series", "text", "control"]
 """What a user may say that a file holds."""
 
 
@@ -39,6 +39,8 @@ class DataConfig:
     """keep the direction of your own edges; else both directions are stored"""
     split_seed: int = 123
     """seed of the random splits"""
+    env: str | None = None
+    """gymnasium's environment of your own recorded episodes; without it, that of the file, if it names one"""
     size: int | None = None
     """number of sequences of listops, imdb or cifar-pixels, the same share of every part; without it, all"""
     length: int | None = None

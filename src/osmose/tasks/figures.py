@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from osmose.tasks.measures import Measure, Report
+from osmose.tasks.measures import Report
 
 _COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#4a5568", "#b7791f", "#285e61")
 
@@ -41,20 +41,21 @@ def learning_curves(records: list[dict[str, Any]], report: Report, path: Path, t
     _save(figure, path, title)
 
 
-def comparison(rows: list[dict[str, Any]], measure: Measure, path: Path, title: str) -> None:
-    """One bar per model: mean of the test parts, sample deviation, and a point for every split."""
+def comparison(rows: list[dict[str, Any]], report: Report, path: Path, title: str) -> None:
+    """One bar per model: mean of what is reported first, sample deviation, and a point for every split."""
+    name, measure = next(iter(report.named().items()))
     figure = Figure(figsize=(1.5 + 1.3 * len(rows), 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     scale = measure.scale
-    everything = [scale * value for row in rows for value in row["test_values"]]
+    everything = [scale * value for row in rows for value in row["values"]]
     for place, row in enumerate(rows):
-        summary = row[f"test_{measure.key}"]
+        summary = row[name]
         mean, deviation = scale * summary["mean"], scale * (summary["sd"] or 0.0)
         colour = _COLOURS[place % len(_COLOURS)]
         axes.bar(place, mean, width=0.62, color=colour, alpha=0.35, edgecolor=colour)
         axes.errorbar(place, mean, yerr=deviation, color="black", capsize=5, lw=1.2)
-        points = [scale * value for value in row["test_values"]]
+        points = [scale * value for value in row["values"]]
         steps = [place + 0.36 * (i + 0.5) / len(points) - 0.18 for i in range(len(points))]
         axes.plot(steps, points, "o", color=colour, ms=5, mec="white", mew=0.6)
         above = max([mean + deviation, *points])
@@ -70,7 +71,9 @@ def comparison(rows: list[dict[str, Any]], measure: Measure, path: Path, title: 
     axes.set_ylim(max(0.0, min(everything) - 0.5 * spread), max(everything) + 0.35 * spread)
     axes.set_xticks(range(len(rows)), [row["model"] for row in rows])
     better = "" if measure.higher else ", lower is better"
-    axes.set_ylabel(f"test {measure.title}, {measure.unit}{better} (axis does not start at 0)")
+    axes.set_ylabel(
+        f"{name.split('_')[0]} {measure.title}, {measure.unit}{better} (axis does not start at 0)"
+    )
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path, title)
 

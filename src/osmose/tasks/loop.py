@@ -12,12 +12,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from osmose.data import NodeData, SequenceData, TextData
+from osmose.data import EpisodeData, NodeData, SequenceData, TextData
 from osmose.models import build, is_for_sequences
-from osmose.models.config import Form
+from osmose.models.config import Shape
 from osmose.tasks.config import RunConfig, TrainConfig
 from osmose.tasks.devices import seed_everything
-from osmose.tasks.measures import REPORTS
+from osmose.tasks.measures import report_of
+from osmose.tasks.rollout import make_environment
 
 
 class TrainingDivergedError(ValueError):
@@ -50,7 +51,7 @@ class EarlyStopping:
         return self.patience > 0 and epoch - self.epoch >= self.patience
 
 
-Data = NodeData | SequenceData | TextData
+Data = NodeData | SequenceData | TextData | EpisodeData
 
 
 def check_trainable(data: Data, config: RunConfig, processes: int) -> None:
@@ -82,14 +83,21 @@ def check_trainable(data: Data, config: RunConfig, processes: int) -> None:
     if not 0 <= config.model.dropout < 1:
         raise ValueError(f"--dropout is {config.model.dropout}; expected a probability in [0, 1)")
     with torch.device("meta"):  # parameters without storage: only the settings are checked
-        build(config.model, data.num_features, len(data.classes), form=form(data))
+        build(config.model, shape(data))
+    if isinstance(data, EpisodeData) and data.env is not None:
+        with make_environment(data.env, data.preprocessing):
+            pass  # it can be made and fits the data
 
 
-def form(data: Data) -> Form:
-    """What a model is given."""
-    if isinstance(data, SequenceData):
-        return "series" if data.vocab is None else "symbols"
-    return "text" if isinstance(data, TextData) else "nodes"
+def shape(data: Data) -> Shape:
+    """What the data decide about their model."""
+    if isinstance(data, NodeData):
+        return Shape("nodes", data.num_features, data.num_classes)
+    if isinstance(data, TextData):
+        return Shape("text", data.num_features, data.num_features)
+    if isinstance(data, EpisodeData):
+        return Shape("control", data.state_dim, data.action_dim, data.action_range)
+    return Shape("series" if data.vocab is None else "symbols", data.num_features, data.num_classes)
 
 
 class SplitTrainer(ABC):
@@ -104,12 +112,11 @@ class SplitTrainer(ABC):
         check_trainable(data, config, accelerator.num_processes)
         number = index % len(data.splits)
         self.prepared = data.for_split(number)
-        self.channels, self.classes = data.num_features, data.classes
-        self.form, self.preprocessing = form(data), self.prepared.preprocessing
+        self.shape, self.preprocessing = shape(data), self.prepared.preprocessing
         self.number = number
         self.seed = self.settings.seed + index
         seed_everything(self.seed)
-        self.model: nn.Module = build(config.model, data.num_features, len(data.classes), form=self.form)
+        self.model: nn.Module = build(config.model, self.shape)
         self.parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self.stepper, self.optimizer = accelerator.prepare(
             self.model, make_optimizer(self.model, self.settings)
@@ -117,7 +124,7 @@ class SplitTrainer(ABC):
         self._prepare()
         self.live = self.model.state_dict()  # views of the parameters, not copies
         self.best = {name: value.clone() for name, value in self.live.items()}
-        self.stopping = EarlyStopping(self.settings.patience, by_loss=not REPORTS[data.kind].valid.higher)
+        self.stopping = EarlyStopping(self.settings.patience, by_loss=not report_of(data).valid.higher)
         self.epoch = 0
         if accelerator.num_processes > 1:  # every process drops out other units
             torch.manual_seed(self.seed + 7919 * (accelerator.process_index + 1))
@@ -132,7 +139,7 @@ class SplitTrainer(ABC):
 
     @abstractmethod
     def _results(self) -> dict[str, float]:
-        """Measures of the current weights, `valid_loss` and `valid_accuracy` among them."""
+        """Measures of the current weights, `valid_loss` and, if there are right answers, `valid_accuracy` among them."""
 
     @abstractmethod
     def final_metrics(self) -> dict[str, float]:
@@ -182,7 +189,7 @@ class SplitTrainer(ABC):
     def _evaluate(self, train_loss: float) -> dict[str, Any]:
         found = self._results()
         self._check_finite(found["valid_loss"], "validation loss", self.epoch)
-        improved = self.stopping.update(self.epoch, found["valid_accuracy"], found["valid_loss"])
+        improved = self.stopping.update(self.epoch, found.get("valid_accuracy", 0.0), found["valid_loss"])
         if improved:
             for name, value in self.live.items():
                 self.best[name].copy_(value)
@@ -202,8 +209,7 @@ class SplitTrainer(ABC):
         if math.isfinite(value):
             return
         best = (
-            f"the best model so far (epoch {self.stopping.epoch}, validation accuracy "
-            f"{self.stopping.accuracy:.4f}) is kept"
+            f"the best model so far (epoch {self.stopping.epoch}, validation loss {self.stopping.loss:.4f}) is kept"
             if self.stopping.epoch
             else "no epoch had been evaluated before"
         )

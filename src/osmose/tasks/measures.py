@@ -33,20 +33,24 @@ class Measure:
 ACCURACY = Measure("accuracy", "accuracy", "%", 100.0)
 MACRO_F1 = Measure("macro_f1", "macro F1", "%", 100.0)
 CROSS_ENTROPY = Measure("loss", "cross-entropy", "nats", digits=3, higher=False)
+ERROR = Measure("loss", "action error", "mean square", digits=4, higher=False)
+RETURN = Measure("return", "return", "rewards of an episode", digits=0)
+SCORE = Measure("score", "D4RL score", "(0 random, 100 expert)", 100.0)
 
 
 @dataclass(frozen=True)
 class Report:
-    """`valid` chooses epochs and settings, `test` is the headline, `more` of the test part is told beside it."""
+    """`valid` chooses epochs and settings, `test` is the headline (None: there is no test), `more` of the test part is told
+    beside it."""
 
     valid: Measure
-    test: Measure
+    test: Measure | None
     more: tuple[Measure, ...] = ()
 
     def named(self) -> dict[str, Measure]:
         """Every measure of a result under the name it has there, the headline first."""
-        found = {f"test_{self.test.key}": self.test, f"valid_{self.valid.key}": self.valid}
-        return found | {f"test_{one.key}": one for one in self.more}
+        found = {} if self.test is None else {f"test_{self.test.key}": self.test}
+        return found | {f"valid_{self.valid.key}": self.valid} | {f"test_{one.key}": one for one in self.more}
 
 
 _CLASSES = Report(ACCURACY, ACCURACY, (MACRO_F1,))
@@ -55,8 +59,20 @@ REPORTS: dict[str, Report] = {
     "nodes": _CLASSES,
     "sequences": _CLASSES,
     "text": Report(CROSS_ENTROPY, CROSS_ENTROPY, (ACCURACY,)),
+    "control": Report(ERROR, RETURN, (SCORE,)),
+    "actions": Report(ERROR, None),
 }
-"""The report of each kind of data."""
+"""The report of each kind of data; `actions` are episodes without an environment to act in."""
+
+
+def report_of(data: Any) -> Report:
+    """The report of some data."""
+    return REPORTS[kind_of(data)]
+
+
+def kind_of(data: Any) -> str:
+    """The name of the report of some data."""
+    return "actions" if data.kind == "control" and data.env is None else data.kind
 
 
 def summary(values: list[float]) -> dict[str, Any]:

@@ -62,6 +62,21 @@ _TEXT = {
     "splits": 1,
 }
 
+# The paper has width 256 and 100,000 steps; these are two episodes and a CPU.
+_CONTROL_MODEL = {"hidden": 128, "layers": 3, "heads": 4, "dropout": 0.1, "context": 20}
+_CONTROL = {
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "weight_decay": 1e-4,
+    "batch_size": 16,
+    "clip": 0.25,
+    "schedule": "cosine",
+    "warmup": 1.0,
+    "epochs": 15,
+    "patience": 0,
+    "splits": 1,
+}
+
 # task -> model -> (model settings, training settings); "*" serves the models that are not named.
 _RECIPES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "cora": {
@@ -119,6 +134,10 @@ _RECIPES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "listops": {"*": (_SEQUENCE_MODEL | {"patch": 1}, _SYMBOLS | {"epochs": 5})},
     "cifar-pixels": {"*": (_SEQUENCE_MODEL | {"patch": 4}, _SYMBOLS | {"epochs": 10})},
     "tinyshakespeare": {"*": (_TEXT_MODEL, _TEXT | {"epochs": 8})},
+    "hopper": {"*": (_CONTROL_MODEL, _CONTROL)},
+    "half-cheetah": {"*": (_CONTROL_MODEL, _CONTROL)},
+    "walker2d": {"*": (_CONTROL_MODEL, _CONTROL)},
+    "ant": {"*": (_CONTROL_MODEL, _CONTROL)},
     "digits": {
         "*": ({"hidden": 64, "layers": 2, "dropout": 0.2}, _DIGITS),
         "gcn": ({"hidden": 64, "layers": 2, "dropout": 0.5}, _DIGITS),
@@ -130,6 +149,7 @@ _RECIPES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
 _OWN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sequences": (_SEQUENCE_MODEL, _SERIES | {"epochs": 60, "splits": 1}),
     "text": (_TEXT_MODEL, _TEXT | {"epochs": 8}),
+    "control": (_CONTROL_MODEL, _CONTROL),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from osmose.tasks import checkpoint, environment, figures, sources, state
 from osmose.tasks.config import RESUMABLE, RunConfig
 from osmose.tasks.devices import make_accelerator, on_main
 from osmose.tasks.loop import Data, SplitTrainer, TrainingDivergedError, check_trainable
-from osmose.tasks.measures import REPORTS, summary
+from osmose.tasks.measures import kind_of, report_of, summary
 from osmose.tasks.progress import Reporter
 from osmose.tasks.run_folder import RunFolder, RunFolderError
 from osmose.tasks.signals import Interrupted, StopRequest
@@ -95,7 +96,7 @@ class _Run:
         self.accelerator, self.reporter, self.stop = accelerator, reporter, stop
         self.done: list[dict[str, Any]] = []
         self.saved: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None
-        self.report = REPORTS[data.kind]
+        self.report = report_of(data)
         self.fingerprint = sources.fingerprint(data)
         self.elapsed = 0.0  # seconds spent on the current split before the clock was started
         self.clock = self.last_save = time.monotonic()
@@ -159,11 +160,12 @@ class _Run:
         self.elapsed = 0.0
         if self.accelerator.device.type != "cpu":
             self.accelerator.free_memory()
-        test, valid = self.report.test, self.report.valid
+        found = [
+            f"{name.split('_')[0].replace('valid', 'validation')} {one.text(record[name])} {one.unit}"
+            for name, one in list(self.report.named().items())[:2]
+        ]
         self.reporter.line(
-            f"{title}: test {test.text(record[f'test_{test.key}'])} {test.unit}, validation "
-            f"{valid.text(record[f'valid_{valid.key}'])} {valid.unit} "
-            f"(epoch {record['best_epoch']} of {record['epochs']}), {seconds:.1f} s"
+            f"{title}: {', '.join(found)} (epoch {record['best_epoch']} of {record['epochs']}), {seconds:.1f} s"
         )
         return record
 
@@ -227,7 +229,7 @@ class _Run:
         """Keep the best state of this split as the run's model, unless an earlier split did better."""
         rank = trainer.stopping.rank
         best = rank(trainer.stopping.accuracy, trainer.stopping.loss)
-        earlier = [rank(record["valid_accuracy"], record["valid_loss"]) for record in self.done]
+        earlier = [rank(record.get("valid_accuracy", 0.0), record["valid_loss"]) for record in self.done]
         if trainer.stopping.epoch == 0 or any(other >= best for other in earlier):
             return
         meta = {
@@ -236,9 +238,8 @@ class _Run:
             "split": trainer.index,
             "epoch": trainer.stopping.epoch,
             "valid_accuracy": trainer.stopping.accuracy,
-            "channels": trainer.channels,
-            "form": trainer.form,
-            "classes": trainer.classes,
+            "shape": asdict(trainer.shape),
+            "classes": getattr(self.data, "classes", []),
             "preprocessing": trainer.preprocessing,
         }
         checkpoint.save(self.folder.model_file, trainer.best, meta)
@@ -251,7 +252,7 @@ class _Run:
             "protocol": self.data.protocol,
             "model": self.config.model.name,
             "parameters": self.done[0]["parameters"],
-            "kind": self.data.kind,
+            "kind": kind_of(self.data),
             **{name: summary([record[name] for record in self.done]) for name in measures},
             "seconds": sum(record["seconds"] for record in self.done),
             "splits": self.done,

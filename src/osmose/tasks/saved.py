@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from osmose.data import DataError, NodeData, SequenceData, TextData, load_new
-from osmose.models import build, sparse_features
+from osmose.data import DataError, EpisodeData, NodeData, SequenceData, TextData, load_new
+from osmose.models import DecisionModel, Shape, build, sparse_features
 from osmose.tasks import checkpoint, sources
 from osmose.tasks.config import RESUMABLE, RunConfig
 from osmose.tasks.evaluate import final_metrics
 from osmose.tasks.loop import Data
+from osmose.tasks.loop import shape as shape_of
 from osmose.tasks.run_folder import RunFolder, RunFolderError
-from osmose.tasks.trainers import sequence_logits, text_metrics
+from osmose.tasks.trainers import control_metrics, sequence_logits, text_metrics
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SavedModel:
     config: RunConfig
     split: int
     epoch: int
-    channels: int
+    shape: Shape
     classes: list[str]
     preprocessing: dict[str, Any]
 
@@ -61,11 +62,13 @@ def open_model(folder: RunFolder) -> SavedModel:
             f"{folder.model_file} is the model of another run than {folder.config_file} describes "
             f"({'; '.join(different[:3])}); bring the run's own files back together"
         )
-    model = build(config.model, meta["channels"], len(meta["classes"]), form=meta["form"])
+    bounds = meta["shape"]["action_range"]
+    shape = Shape(**meta["shape"] | {"action_range": None if bounds is None else tuple(bounds)})
+    model = build(config.model, shape)
     checkpoint.load_weights(model, weights, folder.model_file)
     model.eval()
     return SavedModel(
-        model, config, meta["split"], meta["epoch"], meta["channels"], meta["classes"], meta["preprocessing"]
+        model, config, meta["split"], meta["epoch"], shape, meta["classes"], meta["preprocessing"]
     )
 
 
@@ -96,6 +99,9 @@ def _final_metrics(saved: SavedModel, data: Data, number: int) -> dict[str, floa
     if isinstance(data, TextData):
         parts = {part: where for part, where in data.splits[number].parts().items() if part != "train"}
         return text_metrics(saved.model, data, parts, torch.device("cpu"))
+    if isinstance(data, EpisodeData):
+        assert isinstance(saved.model, DecisionModel)
+        return control_metrics(saved.model, data)
     return final_metrics(saved.logits(data), data.y, data.splits[number])
 
 
@@ -133,26 +139,26 @@ def predict(folder: RunFolder, source: str | Path | None, edges: Path | None = N
     Raises DataError where the new data do not have the features of the training data.
     """
     saved = open_model(folder)
-    if saved.preprocessing.get("kind") == "text":
-        raise ValueError(
-            f"{folder.path} holds a language model, which has no classes: `osmose generate` goes on with a text"
-        )
+    instead = {
+        "text": "a language model: `osmose generate` goes on with a text",
+        "control": "a model that acts: `osmose eval`",
+    }
+    if (form := saved.shape.form) in instead:
+        raise ValueError(f"{folder.path} predicts no classes, it holds {instead[form]}")
     data: Data
     if source is None:
         loaded = sources.load(saved.config.data, saved.config.train.splits)
         data = loaded.for_split(saved.split % len(loaded.splits))
     else:
         data = load_new(source, saved.preprocessing, edges=edges)
-    assert not isinstance(data, TextData)
+    assert isinstance(data, NodeData | SequenceData)
     _check_channels(saved, data, str(source or saved.config.data.source))
     return Predictions(saved.classes, saved.logits(data).softmax(dim=1), data.y, data.ids, data.notes)
 
 
 def _check_channels(saved: SavedModel, data: Data, source: str) -> None:
-    if data.num_features != saved.channels:
-        raise DataError(
-            f"{source} has {data.num_features} features; the model was trained with {saved.channels}"
-        )
+    if (came := shape_of(data).in_channels) != (expected := saved.shape.in_channels):
+        raise DataError(f"{source} has {came} features; the model was trained with {expected}")
 
 
 def write_predictions(predictions: Predictions, path: Path) -> None:

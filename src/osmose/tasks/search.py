@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from osmose.tasks.config import RunConfig
 from osmose.tasks.devices import make_accelerator
 from osmose.tasks.loop import Data, TrainingDivergedError
-from osmose.tasks.measures import REPORTS
+from osmose.tasks.measures import report_of
 from osmose.tasks.progress import Reporter
 from osmose.tasks.signals import Interrupted, StopRequest
 from osmose.tasks.trainers import make_trainer
@@ -70,7 +70,7 @@ def search(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     database.parent.mkdir(parents=True, exist_ok=True)
-    space, chosen = search_space(config), REPORTS[data.kind].valid
+    space, chosen = search_space(config), report_of(data).valid
     storage = optuna.storages.RDBStorage(f"sqlite:///{database}")
     try:
         study = optuna.create_study(
@@ -132,7 +132,7 @@ def _validation(
 ) -> tuple[float, float]:
     """Means over the first `splits` splits of what validation chooses by (higher is better) and of the loss."""
 
-    by_accuracy = REPORTS[data.kind].valid.higher
+    by_accuracy = report_of(data).valid.higher
 
     def check() -> None:
         if stop.asked:

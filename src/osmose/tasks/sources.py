@@ -13,6 +13,7 @@ _TENSORS = {
     "nodes": ("x", "y", "edge_index", "edge_weight"),
     "sequences": ("values", "ptr", "y"),
     "text": ("values",),
+    "control": ("states", "actions", "rewards", "terminals", "ptr"),
 }
 """What makes up each kind of data."""
 
@@ -32,6 +33,7 @@ def load(config: DataConfig, splits: int) -> Data:
         id=config.id,
         ignore=config.ignore,
         directed=config.directed,
+        env=config.env,
         size=config.size,
         length=config.length,
     )

@@ -6,6 +6,7 @@ Shapes: n nodes or sequences, logits (n, classes); B windows of a text.
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -15,12 +16,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from osmose.data import NodeData, SequenceData, Split, TextData
-from osmose.models import sparse_features
+from osmose.data import EpisodeData, NodeData, SequenceData, Split, TextData, Windows
+from osmose.models import DecisionModel, sparse_features
 from osmose.tasks.batches import mini_batches
 from osmose.tasks.config import RunConfig
 from osmose.tasks.evaluate import final_metrics
 from osmose.tasks.loop import Data, SplitTrainer
+from osmose.tasks.rollout import evaluate_policy
 
 
 def make_trainer(data: Data, config: RunConfig, index: int, accelerator: Accelerator) -> SplitTrainer:
@@ -33,7 +35,7 @@ class ClassTrainer(SplitTrainer):
 
     def _prepare(self) -> None:
         device, data = self.accelerator.device, self.prepared
-        assert not isinstance(data, TextData)
+        assert isinstance(data, NodeData | SequenceData)
         self.y = data.y.to(device)
         self.split = Split(*(part.to(device) for part in data.splits[self.number].parts().values()))
 
@@ -181,11 +183,73 @@ class TextTrainer(SplitTrainer):
         return text_metrics(self.model, self.data, parts, self.accelerator.device)
 
 
+class ControlTrainer(SplitTrainer):
+    """Windows of recorded episodes, drawn as in the Decision Transformer; the recorded action is predicted.
+
+    An epoch is as many windows as there are steps to train on.
+    """
+
+    def _prepare(self) -> None:
+        assert isinstance(self.prepared, EpisodeData)
+        assert isinstance(self.model, DecisionModel)
+        self.data, self.actor = self.prepared, self.model
+
+    def _train_epoch(self) -> float:
+        self.stepper.train()
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        steps = int(self.data.splits[self.number].train.diff(dim=1).sum())
+        size = self.settings.batch_size or steps
+        batches, total = max(steps // size, 1), torch.zeros((), device=self.accelerator.device)
+        for i in range(batches):
+            self._set_rate((i + 0.5) / batches)
+            windows = self.data.sample(size, self.actor.context, generator=draw).to(self.accelerator.device)
+            total += self._step(action_error(self.stepper, windows).mean())
+        return total.item() / batches
+
+    def _results(self) -> dict[str, float]:
+        return {"valid_loss": valid_error(self.actor, self.data)}
+
+    def final_metrics(self) -> dict[str, float]:
+        return control_metrics(self.actor, self.data)
+
+
 _TRAINERS: dict[str, type[SplitTrainer]] = {
     "nodes": NodeTrainer,
     "sequences": SequenceTrainer,
     "text": TextTrainer,
+    "control": ControlTrainer,
 }
+
+ROLLOUTS = 10
+"""Episodes that are played to measure a return."""
+
+
+def action_error(model: nn.Module, windows: Windows) -> Tensor:
+    """Squares ``(k, A)`` of the distance from the recorded actions, of the steps that exist."""
+    return (model(*windows).float() - windows.actions)[windows.mask].square()
+
+
+@torch.no_grad()
+def valid_error(model: DecisionModel, data: EpisodeData, batch_size: int = 256) -> float:
+    """Mean square error of the actions of the validation part, every step once, without dropout."""
+    model.eval()
+    device = model.states.weight.device
+    parts = [
+        action_error(model, data.windows(starts, model.context, part="valid").to(device)).double()
+        for starts in data.tiles(model.context).split(batch_size)
+    ]
+    return torch.cat(parts).mean().item()
+
+
+def control_metrics(model: DecisionModel, data: EpisodeData) -> dict[str, float]:
+    """The error on the validation part and, where the data name their environment, the mean return of some episodes of which
+    the best recorded return is asked."""
+    found = {"valid_loss": valid_error(model, data)}
+    if data.env is None:
+        return found
+    played = evaluate_policy(model, data.preprocessing, episodes=ROLLOUTS)
+    score = math.nan if played.score is None else played.score
+    return found | {"test_return": played.mean, "test_return_sd": played.std, "test_score": score / 100}
 
 
 @torch.no_grad()
