@@ -157,7 +157,7 @@ SETS: dict[str, Entry] = {
     ),
     "basic-motions": Entry("BasicMotions", DataConfig("basic-motions"), **_SERIES),
     "tinyshakespeare": Entry(
-        "tinyshakespeare, next character", DataConfig("tinyshakespeare"), splits=1, **_SERIES
+        "tinyshakespeare, next character", DataConfig("tinyshakespeare", length=128), splits=1, **_SERIES
     ),
     "imdb": Entry(
         "IMDB as bytes, a fifth of the reviews", DataConfig("imdb", size=10_000), splits=1, **_SERIES

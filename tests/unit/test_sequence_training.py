@@ -18,7 +18,7 @@ from osmose.tasks.run import run
 from osmose.tasks.run_folder import RunFolder
 from osmose.tasks.saved import open_model
 from osmose.tasks.signals import Interrupted, StopRequest
-from osmose.tasks.trainers import SequenceTrainer, make_trainer, sequence_logits
+from osmose.tasks.trainers import BatchTrainer, batch_logits, make_trainer
 
 
 def waves(n: int = 60, symbols: bool = False) -> SequenceData:
@@ -58,9 +58,9 @@ def settings(name: str = "flowformer", **train) -> RunConfig:
     return RunConfig(DataConfig("waves"), model, TrainConfig(**train))
 
 
-def trainer_of(data: SequenceData, config: RunConfig) -> SequenceTrainer:
+def trainer_of(data: SequenceData, config: RunConfig) -> BatchTrainer:
     made = make_trainer(data, config, 0, make_accelerator(config.train))
-    assert isinstance(made, SequenceTrainer)
+    assert isinstance(made, BatchTrainer)
     return made
 
 
@@ -104,7 +104,7 @@ def test_logits_do_not_depend_on_the_batches():
     trainer = trainer_of(data, config)
     index = torch.tensor([5, 3, 41, 17, 8])
     device = torch.device("cpu")
-    ours = sequence_logits(trainer.model, data, index, device, batch_size=2)
+    ours = batch_logits(trainer.model, data, index, device, batch_size=2)
     torch.testing.assert_close(ours, trainer.logits()[index], atol=1e-5, rtol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Data sets with splits, as nodes (with or without edges), sequences, text or recorded episodes: public ones by name, the
+"""Data sets with splits, as nodes (with or without edges), sequences, images, text or recorded episodes: public ones by name, the
 user's own by path.
 
 `load("cora")`, `load("table.csv", label="species")`, `load("X_TRAIN.ts")`; `load_new` prepares new rows or sequences for
@@ -16,6 +16,7 @@ from .kind import kind
 
 if TYPE_CHECKING:
     from .episodes import EpisodeData, Spans, Windows
+    from .images import ImageData
     from .node import NodeData, Split
     from .sequence import SequenceData
     from .text import TextData
@@ -27,6 +28,7 @@ __all__ = [
     "DataError",
     "DataNotFoundError",
     "EpisodeData",
+    "ImageData",
     "NodeData",
     "SequenceData",
     "Spans",
@@ -50,6 +52,10 @@ def __getattr__(name: str) -> Any:
         from . import episodes
 
         return getattr(episodes, name)
+    if name == "ImageData":
+        from .images import ImageData
+
+        return ImageData
     if name == "SequenceData":
         from .sequence import SequenceData
 
@@ -79,12 +85,12 @@ def load(
     size: int | None = None,
     length: int | None = None,
     env: str | None = None,
-) -> NodeData | SequenceData | TextData | EpisodeData:
+) -> NodeData | SequenceData | ImageData | TextData | EpisodeData:
     """Data by the name of a public set or by the path of the user's own; `kind(source, task)` says of which kind.
 
     Args:
         source: one of `names()`; or a CSV table, an `.npz`, a folder of arrays, `.ts` files (formats: docs/data.md).
-        task: what the user's own file holds, `nodes`, `series`, `text` or `control`; None: told from the file.
+        task: what the user's own file holds, `nodes`, `series`, `images`, `text` or `control`; None: told from the file.
         protocol: how nodes or sequences are divided, one of `PROTOCOLS[name]` or `OWN_PROTOCOLS`; None: the default.
         splits: number of splits; None: 5 where they are drawn, all where they are given. At most as many as
             the data give. Split i of a seed does not depend on this number.
@@ -97,12 +103,12 @@ def load(
         id: id column of a CSV table, the node names of its edge list; None: `id` if there, else row numbers from 0.
         ignore: columns of a CSV table to leave out.
         directed: keep the direction of the user's edges; else both directions are stored.
-        size: number of sequences of listops, imdb or cifar-pixels, the same share of every part; None: all.
+        size: number of examples of listops, imdb, cifar-pixels or cifar-images, the same share of every part; None: all.
         length: bytes at which a review of imdb is cut, None: 1000; symbols of a training window of a text, None: 256.
         env: gymnasium's environment of recorded episodes; None: that of the file, if it names one.
 
     Returns:
-        checked `NodeData`, `SequenceData`, `TextData` or `EpisodeData`.
+        checked `NodeData`, `SequenceData`, `ImageData`, `TextData` or `EpisodeData`.
 
     Raises:
         DataError: a ValueError that names the file or argument, what came, what was expected, what to do.
@@ -136,12 +142,13 @@ def load_new(
     *,
     edges: str | Path | None = None,
     root: str | Path | None = None,
-) -> NodeData | SequenceData:
-    """New rows, nodes or sequences for a trained model: data without splits, labels -1 where there are none.
+) -> NodeData | SequenceData | ImageData:
+    """New rows, nodes, sequences or images for a trained model: data without splits, labels -1 where there are none.
 
     Args:
-        source: for sequences a `.ts` file, an `.npz`, or for texts a CSV with a column `text`; else rows in the form of the training data (the same columns, or the same number of features); for a
-            public set its name, or an `.npz`, folder, `.npy` or CSV of features.
+        source: for sequences a `.ts` file, an `.npz`, or for texts a CSV with a column `text`; for images an `.npz`, an
+            image, or a folder of them; else rows in the form of the training data (the same columns, or the same number
+            of features); for a public set its name, or an `.npz`, folder, `.npy` or CSV of features.
         preprocessing: `NodeData.preprocessing` of the training data (after JSON too). Its means, scales and
             categories are applied, nothing is fitted; a nearest-neighbour graph is made among the new rows.
         edges: edge list of the new rows, as for `load`.

@@ -7,7 +7,7 @@ from typing import Literal
 
 from .errors import DataError, nearest
 
-Kind = Literal["nodes", "sequences", "text", "control"]
+Kind = Literal["nodes", "sequences", "images", "text", "control"]
 """What there are data of."""
 
 
@@ -123,6 +123,16 @@ CATALOG: dict[str, Entry] = {
         "CIFAR-10 in gray as 1024 symbols, 10 classes; JPEG, so figures are not those of the original images",
         {"holdout": "45,000 / 5,000 / 10,000, validation drawn class by class, anew for every split"},
         kind="sequences",
+    ),
+    "digits-images": Entry(
+        "the 1797 digits as images of 8 x 8, 10 classes; comes with scikit-learn, no download",
+        {"stratified": "60 / 20 / 20, class by class, a new draw for every split"},
+        kind="images",
+    ),
+    "cifar-images": Entry(
+        "CIFAR-10, 60,000 images of 32 x 32 in colour, 10 classes; JPEG, so figures are not those of the original images",
+        {"holdout": "45,000 / 5,000 / 10,000, validation drawn class by class, anew for every split"},
+        kind="images",
     ),
     "tinyshakespeare": Entry(
         "1.1 million characters of plays, 65 different ones, for language models",

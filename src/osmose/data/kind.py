@@ -10,15 +10,21 @@ from pathlib import Path
 from .catalog import CATALOG, Kind
 from .errors import DataError, nearest
 
-TASKS: dict[str, Kind] = {"nodes": "nodes", "series": "sequences", "text": "text", "control": "control"}
+TASKS: dict[str, Kind] = {
+    "nodes": "nodes",
+    "series": "sequences",
+    "images": "images",
+    "text": "text",
+    "control": "control",
+}
 """What a user may say that a file holds."""
 
 
 def kind(source: str | Path, task: str | None = None) -> Kind:
-    """Whether `load(source)` gives `NodeData`, `SequenceData`, `TextData` or, for control, `EpisodeData`.
+    """Whether `load(source)` gives `NodeData`, `SequenceData`, `ImageData`, `TextData` or, for control, `EpisodeData`.
 
     Sequences are the named sets of that kind, `.ts` files, folders that hold some, and an `.npz` with `ptr` or an `x`
-    of three dimensions. Control are the named sets of that kind and an `.npz` with `observations` or `observation_0`. A file
+    of three dimensions. Images are a folder of folders of them, and an `.npz` with an `x` of four. Control are the named sets of that kind and an `.npz` with `observations` or `observation_0`. A file
     is a text where `task` says so. What is not there or cannot be read counts as nodes: `load` says what is wrong with it.
     """
     if isinstance(source, str) and source.lower() in CATALOG:
@@ -30,7 +36,10 @@ def kind(source: str | Path, task: str | None = None) -> Kind:
     path = Path(source).expanduser()
     try:
         if path.is_dir():
-            return "sequences" if any(p.suffix.lower() == ".ts" for p in path.iterdir()) else "nodes"
+            if any(p.suffix.lower() == ".ts" for p in path.iterdir()):
+                return "sequences"
+            inside = (q for p in path.iterdir() if p.is_dir() for q in p.iterdir())
+            return "images" if any(q.suffix.lower() in (".png", ".jpg", ".jpeg") for q in inside) else "nodes"
         if path.suffix.lower() == ".npz":
             return _kind_of_arrays(path)
         return "sequences" if path.suffix.lower() == ".ts" else "nodes"
@@ -51,4 +60,5 @@ def _kind_of_arrays(path: Path) -> Kind:
             if version > 1:
                 size += int.from_bytes(stream.read(2), "little") << 16
             header = ast.literal_eval(stream.read(size).decode("latin-1"))
-    return "sequences" if len(header["shape"]) == 3 else "nodes"
+    by_dimensions: dict[int, Kind] = {3: "sequences", 4: "images"}
+    return by_dimensions.get(len(header["shape"]), "nodes")

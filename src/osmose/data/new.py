@@ -13,6 +13,7 @@ from . import edges as edge_lists
 from .arrays import Arrays, read_features
 from .errors import DataError, some
 from .graph import canonical, knn_graph
+from .images import ImageData
 from .labels import cells_of_text, encode
 from .node import NodeData
 from .own import read_arrays, read_edges
@@ -24,13 +25,21 @@ from .table import apply
 
 def load_new_source(
     source: str | Path, preprocessing: dict[str, Any], *, edges: Path | None, root: Path | None
-) -> NodeData | SequenceData:
+) -> NodeData | SequenceData | ImageData:
     """`osmose.data.load_new`."""
     kind = preprocessing.get("kind")
-    if kind not in ("named", "arrays", "table", "sequences"):
+    if kind not in ("named", "arrays", "table", "sequences", "images"):
         raise DataError(
-            f"preprocessing is of kind {kind!r}; expected 'named', 'arrays', 'table' or 'sequences', as `load` gives it"
+            f"preprocessing is of kind {kind!r}; expected 'named', 'arrays', 'table', 'sequences' or 'images', as `load` gives it"
         )
+    if kind == "images":
+        from .images import new_images
+
+        if edges is not None:
+            raise DataError(
+                f"edges = {edges}, but the model was trained on images, which have none; leave it out"
+            )
+        return new_images(existing_source(source), preprocessing)
     if kind == "sequences":
         return _sequences(source, preprocessing, edges)
     name = named(source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from .node import Split
 from .sequence import SequenceData
 from .splits import holdout, stratified
 from .symbols import thin
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+"""Endings of the files that are read as images."""
 
 _CIFAR = ["cifar10_jpeg/cifar10_jpeg.tar.xz", "cifar10_jpeg.tar.xz"]
 
@@ -37,7 +40,7 @@ def load_cifar_pixels(*, splits: int, seed: int, size: int | None, root: Path | 
     Of images re-encoded as JPEG (about 30 dB), so figures are not those of the original CIFAR-10. The images are decoded
     once and kept in the cache folder.
     """
-    arrays = _cifar(root)
+    arrays = cifar_images("L", root)
     y, train = torch.from_numpy(arrays["y"]), torch.from_numpy(arrays["train"])
     parts = thin(y, [train.nonzero().flatten(), (~train).nonzero().flatten()], size)
     chosen = torch.cat(parts)
@@ -48,7 +51,8 @@ def load_cifar_pixels(*, splits: int, seed: int, size: int | None, root: Path | 
     if size is not None:
         notes.append(f"{len(known)} training and {len(test)} test images drawn from 50000 and 10000")
     classes = arrays["classes"].tolist()
-    return _images("cifar-pixels", "holdout", arrays["x"][chosen.numpy()], 256, y, drawn, classes, notes)
+    pixels = arrays["x"][chosen.numpy()].reshape(len(chosen), -1)
+    return _images("cifar-pixels", "holdout", pixels, 256, y, drawn, classes, notes)
 
 
 def _images(
@@ -76,29 +80,42 @@ def _images(
     )
 
 
-def _cifar(root: Path | None) -> dict[str, np.ndarray]:
-    path = cache_dir() / "cifar10-jpeg-gray.npz"
+def cifar_images(mode: str, root: Path | None) -> dict[str, np.ndarray]:
+    """Images `x` (60000, 32, 32) in gray, mode L, or (60000, 32, 32, 3) in colour, mode RGB; labels, which ones are to train
+    on, and the classes' names. Kept in the cache folder."""
+    path = cache_dir() / f"cifar10-jpeg-{mode}.npz"
     arrays = kept_arrays(path, {"x", "y", "train", "classes"}) if root is None else None
     if arrays is None:
         archive = find_raw(_CIFAR, root)
         if archive is None:
             raise DataNotFoundError(
-                f"load('cifar-pixels'): no {_CIFAR[1]} with train/CLASS/*.jpg and test/CLASS/*.jpg; make it of CIFAR-10 "
+                f"CIFAR-10: no {_CIFAR[1]} with train/CLASS/*.jpg and test/CLASS/*.jpg; make it of CIFAR-10 "
                 "(https://www.cs.toronto.edu/~kriz/cifar.html) and name its folder in OSMOSE_DATA"
             )
-        arrays = _read_images(archive)
+        arrays = _read_images(archive, mode)
         with replacing(path) as part:
             np.savez(part, allow_pickle=False, **arrays)
     return arrays
 
 
-def _read_images(path: Path) -> dict[str, np.ndarray]:
+def open_image(file: Path | IO[bytes], mode: str | None) -> np.ndarray:
+    """(H, W) in gray, or (H, W, 3) in colour; without `mode` as the file is. Raises DataError for what is no image."""
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError as error:
+        raise DataError("images are read with Pillow, which is not installed: pip install pillow") from error
+    try:
+        with Image.open(file) as image:
+            if mode is None:
+                mode = "L" if image.mode in ("1", "L", "I;16", "LA") else "RGB"
+            return np.asarray(image.convert(mode))
+    except (UnidentifiedImageError, OSError) as error:
         raise DataError(
-            "load('cifar-pixels') decodes JPEG with Pillow, which is not installed: pip install pillow"
+            f"{file} cannot be read as an image ({error}); leave it out, or make it again"
         ) from error
+
+
+def _read_images(path: Path, mode: str) -> dict[str, np.ndarray]:
     found: list[tuple[tuple[str, ...], np.ndarray]] = []
     try:
         with tarfile.open(path) as archive:
@@ -107,11 +124,10 @@ def _read_images(path: Path) -> dict[str, np.ndarray]:
                 if member.isfile() and len(names) == 3 and names[0] in ("train", "test"):
                     stream = archive.extractfile(member)
                     assert stream is not None
-                    with Image.open(io.BytesIO(stream.read())) as image:
-                        found.append((names, np.asarray(image.convert("L")).reshape(-1)))
+                    found.append((names, open_image(io.BytesIO(stream.read()), mode)))
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{path} cannot be read as an archive of images ({error}); make it again") from error
-    if not found or {len(pixels) for _, pixels in found} != {1024}:
+    if not found or {pixels.shape[:2] for _, pixels in found} != {(32, 32)}:
         raise DataError(f"{path}: expected images of 32 x 32 pixels in train/CLASS and test/CLASS")
     found.sort(key=lambda one: one[0])
     classes = sorted({names[1] for names, _ in found})

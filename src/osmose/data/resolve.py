@@ -8,14 +8,15 @@ from typing import Any
 from .catalog import CATALOG, choose_protocol
 from .episodes import EpisodeData
 from .errors import DataError, DataNotFoundError, nearest
+from .images import ImageData
 from .kind import kind
 from .node import NodeData
 from .sequence import SequenceData
 from .text import TextData
 
-Data = NodeData | SequenceData | TextData | EpisodeData
+Data = NodeData | SequenceData | ImageData | TextData | EpisodeData
 TABLES = (".csv", ".tsv", ".txt")
-_SIZED = ("listops", "imdb", "cifar-pixels")
+_SIZED = ("listops", "imdb", "cifar-pixels", "cifar-images")
 """Sets of which a part may be taken."""
 
 
@@ -62,7 +63,7 @@ def load_source(
     found = kind(source, task)
     if name is not None and task is not None:
         raise DataError(f"{where}: task is {task!r}, but this is a named data set; leave task out")
-    data: NodeData | SequenceData
+    data: NodeData | SequenceData | ImageData
     if name not in _SIZED:
         reject(where, {"size": taking["size"]}, ", ".join(_SIZED))
     if name != "imdb" and found != "text":
@@ -81,8 +82,8 @@ def load_source(
 
         how = {"protocol": protocol, "splits": splits, "seed": drawing["seed"], "root": root}
         return load_episodes(source, env=taking["env"], **how)
-    if found == "sequences":
-        data = _load_sequences(source, name, where, protocol, splits, root, drawing | taking)
+    if found in ("sequences", "images"):
+        data = _load_labelled(found, source, name, where, protocol, splits, root, drawing | taking)
     elif name is not None:
         reject(where, table_only | {"edges": edges, "directed": directed or None}, "the user's own data")
         raw = None if root is None else Path(root)
@@ -127,7 +128,8 @@ def _load_text(
     return load_text(existing_source(source), protocol=protocol, length=length)
 
 
-def _load_sequences(
+def _load_labelled(
+    found: str,
     source: str | Path,
     name: str | None,
     where: str,
@@ -135,12 +137,16 @@ def _load_sequences(
     splits: int | None,
     root: str | Path | None,
     drawing: dict[str, Any],
-) -> SequenceData:
+) -> SequenceData | ImageData:
     labels, seed = drawing["labels_per_class"], drawing["seed"]
     if name is None:
         reject(where, {"root": root}, "public data sets")
         path = existing_source(source)
         how = {"protocol": protocol, "splits": splits, "seed": seed, "labels_per_class": labels}
+        if found == "images":
+            from .images import load_own_images
+
+            return load_own_images(path, **how)
         if path.suffix.lower() == ".npz" and not path.is_dir():
             from .sequence_arrays import load_sequence_arrays
 
@@ -165,6 +171,14 @@ def _load_sequences(
         from .pixels import load_digits_pixels
 
         return load_digits_pixels(**common)
+    if name == "digits-images":
+        from .images import load_digits_images
+
+        return load_digits_images(**common)
+    if name == "cifar-images":
+        from .images import load_cifar_images
+
+        return load_cifar_images(**common, size=size, root=raw)
     if name == "cifar-pixels":
         from .pixels import load_cifar_pixels
 

@@ -1,7 +1,7 @@
 """One readable file for each model family, and ``build``, which makes one from its settings.
 
 Every model of nodes is called as ``model(x, graph, batch=...)`` where the graph is None, an edge index, or what
-``model.prepare_graph`` made of one; every model of sequences as ``model(values, lengths)``; a language model as ``model(ids)``.
+``model.prepare_graph`` made of one; every model of sequences as ``model(values, lengths)``, of images as ``model(images)``; a language model as ``model(ids)``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = [
     "ModelConfig",
     "SequenceClassifier",
     "Shape",
+    "VisionClassifier",
     "build",
     "is_for_sequences",
     "propagation",
@@ -40,6 +41,7 @@ _HOME = {
     "MLP": "baselines",
     "SequenceClassifier": "flowformer",
     "Shape": "config",
+    "VisionClassifier": "vision",
     "propagation": "graph_term",
     "sparse_features": "layers",
 }
@@ -66,7 +68,7 @@ def build(config: ModelConfig, shape: Shape) -> nn.Module:
     from .difformer import DIFFormer, Kernel
     from .exact import ExactDIFFormer
 
-    for name in ("hidden", "layers", "heads"):
+    for name in ("hidden", "layers", "heads", "stages"):
         if getattr(config, name) < 1:
             raise ValueError(f"ModelConfig: {name} is {getattr(config, name)}; expected at least 1.")
     form, sizes = shape.form, (shape.in_channels, config.hidden, shape.out_channels)
@@ -75,6 +77,18 @@ def build(config: ModelConfig, shape: Shape) -> nn.Module:
         common |= {"num_heads": config.heads, "mixer": SEQUENCE_MODELS[config.name]}
         if config.name == "flowformer":
             common["preset"] = config.preset
+        if form == "images":
+            from .vision import VisionClassifier
+
+            layers = common.pop("num_layers")
+            return VisionClassifier(
+                shape.in_channels,
+                shape.out_channels,
+                hidden=[config.hidden << i for i in range(config.stages)],
+                depths=[layers] * config.stages,
+                patch=config.patch,
+                **common,
+            )
         if form == "text":
             from .language import LanguageModel
 

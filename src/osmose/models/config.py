@@ -21,8 +21,9 @@ SEQUENCE_MODELS = {"flowformer": "flow", "transformer": "softmax", "linear-trans
 """Models of sequences, and the mixer of each."""
 
 
-Form = Literal["nodes", "series", "symbols", "text", "control"]
-"""What a model is given: one set of nodes, sequences of vectors or of symbols, a text to go on with, episodes to act in."""
+Form = Literal["nodes", "series", "symbols", "images", "text", "control"]
+"""What a model is given: one set of nodes, sequences of vectors or of symbols, images, a text to go on with, episodes to act
+in."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Shape:
 
     form: Form
     in_channels: int
-    """channels of a node, a step or a state; for symbols and text, their number"""
+    """channels of a node, a step, an image or a state; for symbols and text, their number"""
     out_channels: int
     """classes, symbols, or channels of an action"""
     action_range: tuple[float, float] | None = None
@@ -39,7 +40,7 @@ class Shape:
 
 
 def is_for_sequences(name: str) -> bool:
-    """Whether a model takes sequences, text or episodes; the others take nodes or rows."""
+    """Whether a model takes sequences, images, text or episodes; the others take nodes or rows."""
     return name in SEQUENCE_MODELS
 
 
@@ -77,7 +78,9 @@ class ModelConfig:
     normalization: Literal["row", "frobenius", "none"] = "row"
     """queries and keys of the simple kernel: unit rows (paper), unit Frobenius norm (released code)"""
     patch: int = 1
-    """sequences: steps that the embedding joins into one token"""
+    """sequences: steps that the embedding joins into one token; images: side of the square that it joins"""
+    stages: int = 2
+    """images: stages of `layers` blocks each; from one to the next the width doubles and the grid halves"""
     context: int = 20
     """control: steps that the model sees"""
     preset: Literal["osmose", "paper", "core", "nlp", "rl", "vision", "series", "lra"] = "osmose"

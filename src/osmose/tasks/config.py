@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from osmose.models.config import ModelConfig
 
-Task = Literal["nodes", "series", "text", "control"]
+Task = Literal["nodes", "series", "images", "text", "control"]
 """What a user may say that a file holds."""
 
 
@@ -42,7 +42,7 @@ class DataConfig:
     env: str | None = None
     """gymnasium's environment of your own recorded episodes; without it, that of the file, if it names one"""
     size: int | None = None
-    """number of sequences of listops, imdb or cifar-pixels, the same share of every part; without it, all"""
+    """number of examples of listops, imdb, cifar-pixels or cifar-images, the same share of every part; without it, all"""
     length: int | None = None
     """imdb: bytes at which a review is cut, without it 1000; text: symbols of a training window, without it 256"""
 

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from osmose.data import EpisodeData, NodeData, SequenceData, TextData
+from osmose.data import EpisodeData, ImageData, NodeData, SequenceData, TextData
 from osmose.models import build, is_for_sequences
 from osmose.models.config import Shape
 from osmose.tasks.config import RunConfig, TrainConfig
@@ -51,7 +51,7 @@ class EarlyStopping:
         return self.patience > 0 and epoch - self.epoch >= self.patience
 
 
-Data = NodeData | SequenceData | TextData | EpisodeData
+Data = NodeData | SequenceData | ImageData | TextData | EpisodeData
 
 
 def check_trainable(data: Data, config: RunConfig, processes: int) -> None:
@@ -97,6 +97,8 @@ def shape(data: Data) -> Shape:
         return Shape("text", data.num_features, data.num_features)
     if isinstance(data, EpisodeData):
         return Shape("control", data.state_dim, data.action_dim, data.action_range)
+    if isinstance(data, ImageData):
+        return Shape("images", data.num_features, data.num_classes)
     return Shape("series" if data.vocab is None else "symbols", data.num_features, data.num_classes)
 
 

@@ -58,6 +58,7 @@ _CLASSES = Report(ACCURACY, ACCURACY, (MACRO_F1,))
 REPORTS: dict[str, Report] = {
     "nodes": _CLASSES,
     "sequences": _CLASSES,
+    "images": _CLASSES,
     "text": Report(CROSS_ENTROPY, CROSS_ENTROPY, (ACCURACY,)),
     "control": Report(ERROR, RETURN, (SCORE,)),
     "actions": Report(ERROR, None),

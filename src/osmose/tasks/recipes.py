@@ -54,10 +54,23 @@ _TEXT = {
     "optimizer": "adamw",
     "lr": 2e-3,
     "weight_decay": 0.1,
-    "batch_size": 16,
+    "batch_size": 8,
     "clip": 1.0,
     "schedule": "cosine",
-    "warmup": 0.5,
+    "warmup": 0.2,
+    "patience": 0,
+    "splits": 1,
+}
+
+_IMAGE_MODEL = {"hidden": 48, "layers": 2, "stages": 2, "heads": 4, "dropout": 0.0}
+_IMAGES = {
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "weight_decay": 0.05,
+    "batch_size": 64,
+    "clip": 1.0,
+    "schedule": "cosine",
+    "warmup": 1.0,
     "patience": 0,
     "splits": 1,
 }
@@ -133,7 +146,9 @@ _RECIPES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "imdb": {"*": (_SEQUENCE_MODEL | {"patch": 4}, _SYMBOLS | {"epochs": 10})},
     "listops": {"*": (_SEQUENCE_MODEL | {"patch": 1}, _SYMBOLS | {"epochs": 5})},
     "cifar-pixels": {"*": (_SEQUENCE_MODEL | {"patch": 4}, _SYMBOLS | {"epochs": 10})},
-    "tinyshakespeare": {"*": (_TEXT_MODEL, _TEXT | {"epochs": 8})},
+    "tinyshakespeare": {"*": (_TEXT_MODEL, _TEXT | {"epochs": 5})},
+    "digits-images": {"*": (_IMAGE_MODEL, _IMAGES | {"epochs": 30, "splits": 5})},
+    "cifar-images": {"*": (_IMAGE_MODEL | {"patch": 2}, _IMAGES | {"epochs": 10})},
     "hopper": {"*": (_CONTROL_MODEL, _CONTROL)},
     "half-cheetah": {"*": (_CONTROL_MODEL, _CONTROL)},
     "walker2d": {"*": (_CONTROL_MODEL, _CONTROL)},
@@ -148,7 +163,8 @@ _RECIPES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
 # Of the user's own sequences and texts.
 _OWN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sequences": (_SEQUENCE_MODEL, _SERIES | {"epochs": 60, "splits": 1}),
-    "text": (_TEXT_MODEL, _TEXT | {"epochs": 8}),
+    "images": (_IMAGE_MODEL | {"patch": 2}, _IMAGES | {"epochs": 30}),
+    "text": (_TEXT_MODEL, _TEXT | {"epochs": 5}),
     "control": (_CONTROL_MODEL, _CONTROL),
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from osmose.data import DataError, EpisodeData, NodeData, SequenceData, TextData, load_new
+from osmose.data import DataError, EpisodeData, NodeData, TextData, load_new
 from osmose.models import DecisionModel, Shape, build, sparse_features
 from osmose.tasks import checkpoint, sources
 from osmose.tasks.config import RESUMABLE, RunConfig
@@ -17,7 +17,7 @@ from osmose.tasks.evaluate import final_metrics
 from osmose.tasks.loop import Data
 from osmose.tasks.loop import shape as shape_of
 from osmose.tasks.run_folder import RunFolder, RunFolderError
-from osmose.tasks.trainers import control_metrics, sequence_logits, text_metrics
+from osmose.tasks.trainers import Classified, batch_logits, control_metrics, text_metrics
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class SavedModel:
     preprocessing: dict[str, Any]
 
     @torch.no_grad()
-    def logits(self, data: NodeData | SequenceData) -> Tensor:
-        """All nodes or sequences of `data`: (n, classes) in float32."""
-        if isinstance(data, SequenceData):
-            return sequence_logits(self.model, data, torch.arange(data.num_sequences), torch.device("cpu"))
+    def logits(self, data: Classified) -> Tensor:
+        """All nodes, sequences or images of `data`: (n, classes) in float32."""
+        if not isinstance(data, NodeData):
+            return batch_logits(self.model, data, torch.arange(len(data.y)), torch.device("cpu"))
         graph = None
         if data.edge_index is not None:
             graph = self.model.prepare_graph(data.edge_index, data.edge_weight, len(data.x))  # type: ignore[operator]
@@ -151,7 +151,7 @@ def predict(folder: RunFolder, source: str | Path | None, edges: Path | None = N
         data = loaded.for_split(saved.split % len(loaded.splits))
     else:
         data = load_new(source, saved.preprocessing, edges=edges)
-    assert isinstance(data, NodeData | SequenceData)
+    assert isinstance(data, Classified)
     _check_channels(saved, data, str(source or saved.config.data.source))
     return Predictions(saved.classes, saved.logits(data).softmax(dim=1), data.y, data.ids, data.notes)
 

@@ -12,6 +12,7 @@ from osmose.tasks.loop import Data
 _TENSORS = {
     "nodes": ("x", "y", "edge_index", "edge_weight"),
     "sequences": ("values", "ptr", "y"),
+    "images": ("x", "y"),
     "text": ("values",),
     "control": ("states", "actions", "rewards", "terminals", "ptr"),
 }

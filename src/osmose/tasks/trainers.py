@@ -1,6 +1,6 @@
 """What each kind of data brings to the training loop: its batches, its loss, and the scores of its parts.
 
-Shapes: n nodes or sequences, logits (n, classes); B windows of a text.
+Shapes: n nodes, sequences or images, logits (n, classes); B windows of a text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from osmose.data import EpisodeData, NodeData, SequenceData, Split, TextData, Windows
+from osmose.data import EpisodeData, ImageData, NodeData, SequenceData, Split, TextData, Windows
 from osmose.models import DecisionModel, sparse_features
 from osmose.tasks.batches import mini_batches
 from osmose.tasks.config import RunConfig
@@ -30,12 +30,16 @@ def make_trainer(data: Data, config: RunConfig, index: int, accelerator: Acceler
     return _TRAINERS[data.kind](data, config, index, accelerator)
 
 
+Classified = NodeData | SequenceData | ImageData
+"""Data of which each has one class."""
+
+
 class ClassTrainer(SplitTrainer):
-    """What has one class each: nodes or sequences, divided by index."""
+    """What has one class each, divided by index."""
 
     def _prepare(self) -> None:
         device, data = self.accelerator.device, self.prepared
-        assert isinstance(data, NodeData | SequenceData)
+        assert isinstance(data, Classified)
         self.y = data.y.to(device)
         self.split = Split(*(part.to(device) for part in data.splits[self.number].parts().values()))
 
@@ -109,12 +113,12 @@ class NodeTrainer(ClassTrainer):
         return self.model(self.features, self.graph).float()
 
 
-class SequenceTrainer(ClassTrainer):
-    """Sequences of different lengths: random mini-batches of the training part, padded to the longest of each."""
+class BatchTrainer(ClassTrainer):
+    """Sequences, padded to the longest of a batch, or images: random mini-batches of the training part."""
 
     def _prepare(self) -> None:
         super()._prepare()
-        assert isinstance(self.prepared, SequenceData)
+        assert isinstance(self.prepared, SequenceData | ImageData)
         self.data = self.prepared
         self.right = 0  # of the training part in the last epoch, while the model was trained
 
@@ -143,10 +147,10 @@ class SequenceTrainer(ClassTrainer):
         return {"train_accuracy": train_accuracy, "valid_loss": loss, "valid_accuracy": accuracy}
 
     def logits(self) -> Tensor:
-        return self._of(torch.arange(self.data.num_sequences))
+        return self._of(torch.arange(len(self.data.y)))
 
     def _of(self, index: Tensor) -> Tensor:
-        return sequence_logits(self.model, self.data, index, self.accelerator.device)
+        return batch_logits(self.model, self.data, index, self.accelerator.device)
 
 
 class TextTrainer(SplitTrainer):
@@ -215,7 +219,8 @@ class ControlTrainer(SplitTrainer):
 
 _TRAINERS: dict[str, type[SplitTrainer]] = {
     "nodes": NodeTrainer,
-    "sequences": SequenceTrainer,
+    "sequences": BatchTrainer,
+    "images": BatchTrainer,
     "text": TextTrainer,
     "control": ControlTrainer,
 }
@@ -276,19 +281,24 @@ def text_metrics(
     return found
 
 
-def forward(model: nn.Module, data: SequenceData, index: Tensor, device: torch.device) -> Tensor:
-    """Logits of some sequences as one padded batch, in float32."""
-    values, lengths = data.batch(index)
-    return model(values.to(device), lengths.to(device)).float()
+def forward(model: nn.Module, data: SequenceData | ImageData, index: Tensor, device: torch.device) -> Tensor:
+    """Logits of some sequences or images as one batch, in float32."""
+    return model(*(part.to(device) for part in data.batch(index))).float()
 
 
 @torch.no_grad()
-def sequence_logits(
-    model: nn.Module, data: SequenceData, index: Tensor, device: torch.device, batch_size: int = 256
+def batch_logits(
+    model: nn.Module,
+    data: SequenceData | ImageData,
+    index: Tensor,
+    device: torch.device,
+    batch_size: int = 256,
 ) -> Tensor:
-    """Logits ``(k, classes)`` of the sequences in ``index``, without dropout, similar lengths side by side."""
+    """Logits ``(k, classes)`` of what is in ``index``, without dropout, sequences of similar lengths side by side."""
     model.eval()
-    order = data.lengths[index].argsort(stable=True)
+    order = (
+        torch.arange(len(index)) if isinstance(data, ImageData) else data.lengths[index].argsort(stable=True)
+    )
     parts = [forward(model, data, part, device) for part in index[order].split(batch_size)]
     out = torch.cat(parts)
     return out[order.argsort().to(out.device)]
