@@ -159,6 +159,14 @@ SETS: dict[str, Entry] = {
     "tinyshakespeare": Entry(
         "tinyshakespeare, next character", DataConfig("tinyshakespeare", length=128), splits=1, **_SERIES
     ),
+    "digits-images": Entry("Digits as images", DataConfig("digits-images"), splits=3, **_SERIES),
+    "cifar-images": Entry(
+        "CIFAR-10 in colour (JPEG), 7,500 training images",
+        DataConfig("cifar-images", size=9_000),
+        splits=1,
+        **_SERIES,
+    ),
+    "hopper": Entry("Hopper-v4, two expert episodes", DataConfig("hopper"), splits=3, **_SERIES),
     "imdb": Entry(
         "IMDB as bytes, a fifth of the reviews", DataConfig("imdb", size=10_000), splits=1, **_SERIES
     ),
