@@ -14,9 +14,10 @@ from osmose.data import OWN_PROTOCOLS, PROTOCOLS, DataError, DataNotFoundError, 
 def test_names_and_protocols():
     series = ["japanese-vowels", "scp1", "basic-motions"]
     symbols = ["digits-pixels", "imdb", "listops", "cifar-pixels"]
+    images = ["digits-images", "cifar-images"]
     control = ["hopper", "half-cheetah", "walker2d", "ant"]
     nodes = ["digits", "cora", "citeseer", "chameleon", "20news"]
-    assert list(names()) == [*nodes, *series, *symbols, "tinyshakespeare", *control]
+    assert list(names()) == [*nodes, *series, *symbols, *images, "tinyshakespeare", *control]
     assert set(names()) == set(PROTOCOLS)
     assert {name: next(iter(known)) for name, known in PROTOCOLS.items()} == {
         "digits": "few-label",
@@ -29,6 +30,8 @@ def test_names_and_protocols():
         "imdb": "holdout",
         "listops": "generated",
         "cifar-pixels": "holdout",
+        "digits-images": "stratified",
+        "cifar-images": "holdout",
         "tinyshakespeare": "holdout",
         **dict.fromkeys(control, "blocks"),
     }
@@ -40,6 +43,7 @@ def test_public_surface():
         "DataError",
         "DataNotFoundError",
         "EpisodeData",
+        "ImageData",
         "NodeData",
         "SequenceData",
         "Spans",
@@ -100,7 +104,7 @@ def test_names_import_nothing_heavy():
             r"load\('digits'\): label, ignore is for the user's own data",
         ),
         ("digits", {"edges": "e.csv"}, r"edges is for the user's own data"),
-        ("digits", {"size": 5}, r"size is for listops, imdb, cifar-pixels; leave it out"),
+        ("digits", {"size": 5}, r"size is for listops, imdb, cifar-pixels, cifar-images; leave it out"),
         ("listops", {"length": 5}, r"length is for imdb"),
         ("listops", {"size": 99}, r"size is 99; expected 100 to 100000"),
         ("scp1", {"size": 5}, r"size is for listops"),

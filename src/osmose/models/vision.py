@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn import EncoderBlock
+from ..nn import EncoderBlock, MultiheadMixer
 from .language import sinusoids
 from .official import Checkpoint, check_names, count, moved, read_state
 
@@ -126,29 +126,39 @@ class VisionClassifier(nn.Module):
         """What every source gives in one block: maps ``(B, heads, h, w)`` with mean 1, in evaluation mode.
 
         It is the mean of each column of the true attention matrix, over the mean of all: 1 everywhere if all sources matter
-        alike. Cost: that of the matrix, (h w)^2.
+        alike. Cost: that of the matrix, (h w)^2. Arguments and errors as :meth:`before`.
+        """
+        h, mixer, grid = self.before(images, stage, block)
+        _, weights = mixer(h, h, h, need_weights=True, average_attn_weights=False)
+        columns = weights.mean(-2)
+        return (columns / columns.mean(-1, keepdim=True)).unflatten(-1, grid)
+
+    @torch.no_grad()
+    def before(
+        self, images: Tensor, stage: int = 0, block: int = -1
+    ) -> tuple[Tensor, MultiheadMixer, tuple[int, int]]:
+        """What the mixer of one block is given, ``(B, h w, E)``, that mixer, and the grid ``(h, w)``; in evaluation mode.
 
         Raises:
             ValueError: no such stage or block.
         """
         if not -len(self.stages) <= stage < len(self.stages):
-            raise ValueError(f"received: stage is {stage}; expected one of {len(self.stages)}.")
+            raise ValueError(f"VisionClassifier: stage is {stage}; expected one of {len(self.stages)}.")
         stage, blocks = stage % len(self.stages), self.stages[stage]
         assert isinstance(blocks, nn.ModuleList)
         if not -len(blocks) <= block < len(blocks):
-            raise ValueError(f"received: block is {block}; expected one of {len(blocks)} in stage {stage}.")
+            raise ValueError(
+                f"VisionClassifier: block is {block}; expected one of {len(blocks)} in stage {stage}."
+            )
         training = self.training
         self.eval()
         try:
             x, grid = self._run(images, stage, block % len(blocks))
-            chosen = blocks[block]
-            assert isinstance(chosen, _Block)
-            h = chosen.norm1(x)
-            _, weights = chosen.self_attn(h, h, h, need_weights=True, average_attn_weights=False)
         finally:
             self.train(training)
-        columns = weights.mean(-2)
-        return (columns / columns.mean(-1, keepdim=True)).unflatten(-1, grid)
+        chosen = blocks[block]
+        assert isinstance(chosen, _Block)
+        return chosen.norm1(x), chosen.self_attn, grid
 
     def _run(self, images: Tensor, stage: int, block: int) -> tuple[Tensor, tuple[int, int]]:
         """Tokens ``(B, h w, E)`` and their grid before a block of a stage; a stage more than there are is the end."""
