@@ -40,7 +40,7 @@ def settings(source, model="flowformer", **train):
     return RunConfig(
         DataConfig(str(source), task="text", length=24),
         ModelConfig(name=model, hidden=16, layers=1, heads=2, dropout=0.1),
-        TrainConfig(**{**how, "warmup": 0.5, "threads": 1, **train}),
+        TrainConfig(**{**how, "warmup": 0.1, "threads": 1, **train}),
     )
 
 
@@ -100,7 +100,7 @@ def test_the_rate_rises_then_falls_to_nothing(source, tmp_path, monkeypatch):
         "_step",
         lambda self, loss: rates.append(self.optimizer.param_groups[0]["lr"]) or step(self, loss),
     )
-    run(settings(source, warmup=1.0), RunFolder(tmp_path / "run"))
+    run(settings(source, warmup=0.2), RunFolder(tmp_path / "run"))
     per_epoch = len(rates) // 5
     assert rates[:per_epoch] == sorted(rates[:per_epoch])
     assert rates[per_epoch:] == sorted(rates[per_epoch:], reverse=True)

@@ -68,7 +68,7 @@ class TrainConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     """cosine lowers the learning rate to 0 over the epochs"""
     warmup: float = 0.0
-    """epochs, or a part of one, in which the learning rate rises from 0"""
+    """share of all epochs in which the learning rate rises from 0"""
     clip: float = 0.0
     """largest norm of a step's gradient; 0: as it is"""
     splits: int = 1
@@ -93,7 +93,7 @@ class TrainConfig:
         for name in ("epochs", "eval_every", "splits"):
             value = getattr(self, name)
             _require(value >= 1, f"--{name.replace('_', '-')}", value, "1 or more")
-        _require(0 <= self.warmup < self.epochs, "--warmup", self.warmup, "0 or more, and less than --epochs")
+        _require(0 <= self.warmup < 1, "--warmup", self.warmup, "a share in [0, 1)")
         _require(self.clip >= 0, "--clip", self.clip, "0 (no clipping) or more")
         _require(self.patience >= 0, "--patience", self.patience, "0 (never stop early) or more")
         _require(self.checkpoint_seconds >= 0, "--checkpoint-seconds", self.checkpoint_seconds, "0 or more")

@@ -181,10 +181,11 @@ class SplitTrainer(ABC):
 
     def _set_rate(self, share: float) -> None:
         """The learning rate after this share of the epoch."""
-        settings, at = self.settings, self.epoch + share
+        settings = self.settings
+        at = (self.epoch + share) / settings.epochs
         rate = settings.lr * (min(1.0, at / settings.warmup) if settings.warmup else 1.0)
         if settings.schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * at / settings.epochs))
+            rate *= 0.5 * (1 + math.cos(math.pi * at))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
