@@ -68,6 +68,8 @@ class Entry:
     models: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """models of a mode, where they are not the mode's own"""
     modes: tuple[str, ...] = ("recipe", "tuned", "row")
+    overrides: tuple[tuple[str, Any], ...] = ()
+    """settings that replace those of the recipes"""
 
 
 _OWN_SPLITS = (
@@ -171,7 +173,11 @@ SETS: dict[str, Entry] = {
         "IMDB as bytes, a fifth of the reviews", DataConfig("imdb", size=10_000), splits=1, **_SERIES
     ),
     "listops": Entry(
-        "ListOps, a tenth of the expressions", DataConfig("listops", size=10_000), splits=1, **_SERIES
+        "ListOps, a tenth of the expressions, four symbols to a token, three epochs",
+        DataConfig("listops", size=10_000),
+        splits=1,
+        overrides=(("patch", 4), ("epochs", 3)),
+        **_SERIES,
     ),
 }
 
@@ -222,6 +228,7 @@ def _run(jobs: list[tuple[str, str]], options: argparse.Namespace) -> int:
                 trials=options.trials if mode.searched else 0,
                 overrides=(
                     ("threads", options.threads),
+                    *entry.overrides,
                     *mode.overrides,
                 ),
             )
