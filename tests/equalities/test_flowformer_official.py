@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from osmose.models import LanguageModel, SequenceClassifier, VisionClassifier
+from osmose.models import DecisionModel, LanguageModel, SequenceClassifier, VisionClassifier
 
 E, H, FF, LAYERS, V, LONGEST, C, OUT = 8, 2, 12, 2, 7, 15, 3, 4
 
@@ -29,7 +29,7 @@ def norm(state, name, x):
     return F.layer_norm(x, (E,), state[f"{name}.weight"], state[f"{name}.bias"])
 
 
-def flow(state, name, x, causal):
+def flow(state, name, x, causal, cut=1):
     """The released core, dense: every pair of a source and a target, in causal form those with j <= i."""
     q, k, v = (
         linear(state, f"{name}.{part}_projection", x).unflatten(-1, (H, -1)).transpose(1, 2)
@@ -51,7 +51,7 @@ def flow(state, name, x, causal):
         inward, outward = 1 / sums(q, k, one), 1 / sums(k, q, one)
     sink, source = sums(q, k, outward) / number, sums(k, q, inward) / number
     if causal:
-        e = source.clamp(-1, 1).exp()
+        e = source.clamp(-cut, cut).exp()
         weight = e / e.cumsum(-1) * number
     else:
         weight = source.softmax(-1) * n
@@ -136,6 +136,51 @@ def test_series():
     x = torch.randn(5, LONGEST, C, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(model(x), series(state, x), atol=1e-12, rtol=1e-10)
     assert sum(p.numel() for p in model.parameters()) == sum(v.numel() for v in state.values())
+
+
+def decision_state():
+    state = dense("embed_return", E, 1) | dense("embed_state", E, C) | dense("embed_action", E, OUT)
+    state |= {"embed_timestep.weight": numbers(LONGEST, E)} | norms("embed_ln", "transformer.ln_f")
+    for i in range(LAYERS):
+        name = f"transformer.h.{i}"
+        state |= norms(f"{name}.ln_1", f"{name}.ln_2") | projections(f"{name}.attn.att")
+        for part, rows, columns in (("c_fc", E, 4 * E), ("c_proj", 4 * E, E)):
+            state |= {
+                f"{name}.mlp.{part}.weight": numbers(rows, columns),
+                f"{name}.mlp.{part}.bias": numbers(columns),
+            }
+    return state | dense("predict_action.0", OUT, E) | dense("predict_state", C, E)
+
+
+def decision(state, returns, states, actions, timesteps):
+    time = state["embed_timestep.weight"][timesteps]
+    parts = {"return": returns, "state": states, "action": actions}
+    x = torch.stack(
+        [linear(state, f"embed_{name}", value) + time for name, value in parts.items()], 2
+    ).flatten(1, 2)
+    x = norm(state, "embed_ln", x)
+    for i in range(LAYERS):
+        name = f"transformer.h.{i}"
+        x = x + flow(state, f"{name}.attn.att", norm(state, f"{name}.ln_1", x), causal=True, cut=10)
+        h = norm(state, f"{name}.ln_2", x)
+        h = F.relu(h @ state[f"{name}.mlp.c_fc.weight"] + state[f"{name}.mlp.c_fc.bias"])
+        x = x + h @ state[f"{name}.mlp.c_proj.weight"] + state[f"{name}.mlp.c_proj.bias"]
+    x = norm(state, "transformer.ln_f", x).unflatten(1, (-1, 3))[:, :, 1]
+    return torch.tanh(linear(state, "predict_action.0", x))
+
+
+def test_decision():
+    state = decision_state()
+    model = DecisionModel.from_official(dict(state), num_heads=H).eval()
+    draw = torch.Generator().manual_seed(1)
+    returns, states, actions = (
+        torch.randn(3, 5, size, dtype=torch.float64, generator=draw) for size in (1, C, OUT)
+    )
+    timesteps = torch.arange(4, 9).expand(3, -1)
+    ours = model(returns, states, actions, timesteps)
+    torch.testing.assert_close(
+        ours, decision(state, returns, states, actions, timesteps), atol=1e-12, rtol=1e-10
+    )
 
 
 WIDTHS, DEPTHS, GRID = (8, 12), (1, 2), (4, 4)

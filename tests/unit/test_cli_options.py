@@ -17,6 +17,7 @@ from osmose.cli.train import default_folder
 COMMON = {"--help", "--json"}
 DATA = {
     "--data",
+    "--env",
     "--protocol",
     "--label",
     "--edges",
@@ -51,6 +52,8 @@ MODEL = {
     "--normalization",
     "--preset",
     "--patch",
+    "--stages",
+    "--context",
 }
 TRAIN = {
     "--lr",

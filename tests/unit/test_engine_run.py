@@ -200,7 +200,7 @@ def test_the_model_of_another_run_is_refused(tmp_path: Path) -> None:
         open_model(folder)
     folder.model_file.write_bytes(mine)
     folder.config_file.unlink()
-    assert open_model(folder).channels == 5, "a model on its own can be used"
+    assert open_model(folder).shape.in_channels == 5, "a model on its own can be used"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -359,6 +359,6 @@ def test_arguments_refused(tmp_path):
         load_episodes("hopper", root=tmp_path)
     with pytest.raises(DataError, match=r"expected an \.npz with"):
         load_episodes(tmp_path)
-    for source in ("hopper", path):
-        with pytest.raises(DataError, match="load them with load_episodes"):
-            load(source)
+    assert load(path).protocol == "episodes"
+    with pytest.raises(DataError, match="knn is for tables and graphs, not for control"):
+        load(path, knn=3)

@@ -153,7 +153,7 @@ def test_autocast_stays_close_to_float32(mixer, dtype):
 
 
 def test_bad_input_says_what_to_do():
-    with pytest.raises(ValueError, match="activation is 'tanh'; expected one of gelu, relu"):
+    with pytest.raises(ValueError, match="activation is 'tanh'; expected one of gelu, gelu_tanh, relu"):
         EncoderBlock(E, H, activation="tanh")
     with pytest.raises(ValueError, match="expected the simple kernel"):
         EncoderBlock(E, H, mixer="diffusion-sigmoid", causal=True)

@@ -82,7 +82,7 @@ def test_the_task_says_what_a_txt_is(tmp_path):
         (
             b"x" * 500,
             {"task": "txt"},
-            "task is 'txt'; expected one of nodes, series, text; did you mean 'text'",
+            "task is 'txt'; expected one of nodes, series, images, text, control; did you mean 'text'",
         ),
     ],
 )

@@ -14,9 +14,9 @@ _MODELS = {
     "mean": "baseline: DIFFormer with the mean over all tokens instead of attention",
     "gcn": "baseline: graph convolution (needs edges)",
     "mlp": "baseline: every row by itself",
-    "flowformer": "sequences: Flow-Attention, linear cost",
-    "transformer": "sequences: the same with softmax attention, quadratic cost",
-    "linear-transformer": "sequences: the same with linear attention (elu + 1)",
+    "flowformer": "sequences, images, text, control: Flow-Attention, linear cost",
+    "transformer": "the same with softmax attention, quadratic cost",
+    "linear-transformer": "the same with linear attention (elu + 1)",
 }
 
 
@@ -37,7 +37,10 @@ def main(arguments: list[str]) -> None:
     if command.output.json:
         print_json({"tasks": tasks, "models": models})
         return
-    print("Data sets (a path to your own folder, .npz, CSV or .ts file works everywhere a name does):")
+    print(
+        "Data sets (a path to your own folder, .npz, CSV or .ts file works everywhere a name does; what it holds can be told:"
+    )
+    print("osmose train text --data FILE, or nodes, series, images, control):")
     for name, line in names().items():
         print(f"  {name:<18} {line}")
         for place, (protocol, text) in enumerate(PROTOCOLS[name].items()):

@@ -23,8 +23,8 @@ class DataOptions(DataConfig):
     """Data."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK-or-PATH")] = ""
-    """a data set (`osmose list`), or your own folder, .npz, CSV or .ts file; with --data what that holds: nodes, series or
-    text"""
+    """a data set (`osmose list`), or your own folder, .npz, CSV or .ts file; with --data what that holds: nodes,
+    series, images, text or control"""
     data: str | None = None
     """your own file or folder, read as TASK says: osmose train text --data book.txt"""
     task: Annotated[Task | None, tyro.conf.Suppress] = None
@@ -57,8 +57,8 @@ class ModelOptions(ModelConfig):
     """Model."""
 
     name: Annotated[str, tyro.conf.arg(name="model", metavar="{" + ",".join(MODELS) + "}")] = ""  # type: ignore[assignment]
-    """which model (without it difformer-s, for sequences flowformer); baselines: mean (the attention replaced by the mean
-    over all tokens), gcn, mlp; for sequences transformer and linear-transformer, of the same size"""
+    """which model (without it difformer-s, for all but nodes flowformer); baselines: mean (the attention replaced by the
+    mean over all tokens), gcn, mlp; for all but nodes transformer and linear-transformer, of the same size"""
 
     @classmethod
     def of(cls, config: ModelConfig) -> ModelOptions:

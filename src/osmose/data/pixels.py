@@ -98,8 +98,9 @@ def cifar_images(mode: str, root: Path | None) -> dict[str, np.ndarray]:
     return arrays
 
 
-def open_image(file: Path | IO[bytes], mode: str | None) -> np.ndarray:
-    """(H, W) in gray, or (H, W, 3) in colour; without `mode` as the file is. Raises DataError for what is no image."""
+def open_image(file: Path | IO[bytes], mode: str | None, where: str = "") -> np.ndarray:
+    """(H, W) in gray, or (H, W, 3) in colour; without `mode` as the file is. Raises DataError, which names the file or
+    `where`, for what is no image."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
@@ -111,7 +112,7 @@ def open_image(file: Path | IO[bytes], mode: str | None) -> np.ndarray:
             return np.asarray(image.convert(mode))
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(
-            f"{file} cannot be read as an image ({error}); leave it out, or make it again"
+            f"{where or file} cannot be read as an image ({error}); leave it out, or make it again"
         ) from error
 
 
@@ -124,7 +125,8 @@ def _read_images(path: Path, mode: str) -> dict[str, np.ndarray]:
                 if member.isfile() and len(names) == 3 and names[0] in ("train", "test"):
                     stream = archive.extractfile(member)
                     assert stream is not None
-                    found.append((names, open_image(io.BytesIO(stream.read()), mode)))
+                    where = f"{path}, {member.name}"
+                    found.append((names, open_image(io.BytesIO(stream.read()), mode, where)))
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{path} cannot be read as an archive of images ({error}); make it again") from error
     if not found or {pixels.shape[:2] for _, pixels in found} != {(32, 32)}:

@@ -51,8 +51,8 @@ class ModelConfig:
     name: ModelName = "difformer-s"
     """difformer-s (linear cost), difformer-a (sigmoid kernel, quadratic time), difformer-exact (tied layers that
     provably descend their energy), or a baseline:
-    mean (the attention replaced by the mean over all tokens), gcn, mlp. For sequences: flowformer, or with the same
-    sizes transformer (softmax attention) and linear-transformer."""
+    mean (the attention replaced by the mean over all tokens), gcn, mlp. For sequences, images, text and
+    control: flowformer, or with the same sizes transformer (softmax attention) and linear-transformer."""
     hidden: int = 64
     """width of the hidden state"""
     layers: int = 2

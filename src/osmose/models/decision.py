@@ -28,6 +28,7 @@ from ..nn import EncoderBlock
 from ..nn.blocks import Activation
 from ..tokens import Tokens
 from .language import sinusoids
+from .official import Checkpoint, attention, check_names, count, moved, read_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,3 +270,55 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         if training:
             module.train()
+
+    @classmethod
+    def from_official(cls, checkpoint: Checkpoint, *, num_heads: int, **settings: Any) -> DecisionModel:
+        """A model with the weights of the authors' decision model (``DecisionTransformer`` around Flow-Attention).
+
+        What it predicts of states and returns is left out. Arguments and errors are those of
+        :meth:`LanguageModel.from_official`; the preset is ``rl``, and actions lie in (-1, 1).
+        """
+        state = read_state(checkpoint)
+        names = (
+            "embed_return.weight",
+            "embed_timestep.weight",
+            "predict_action.0.weight",
+            "transformer.ln_f.weight",
+        )
+        check_names(
+            "DecisionModel.from_official", state, (*names, "transformer.h.0.attn.att.query_projection.weight")
+        )
+        layers = count(state, "transformer.h.")
+        for i in range(layers):  # there ``x W`` in place of ``x W^T``
+            for name in ("c_fc", "c_proj"):
+                name = f"transformer.h.{i}.mlp.{name}.weight"
+                state[name] = state[name].mT
+        found = moved(
+            state,
+            {
+                "returns": "embed_return",
+                "states": "embed_state",
+                "actions": "embed_action",
+                "timesteps": "embed_timestep",
+                "norm_in": "embed_ln",
+                "norm": "transformer.ln_f",
+                "output": "predict_action.0",
+            },
+        )
+        for i in range(layers):
+            ours, theirs = f"blocks.{i}", f"transformer.h.{i}"
+            parts = {"norm1": "ln_1", "norm2": "ln_2", "linear1": "mlp.c_fc", "linear2": "mlp.c_proj"}
+            found |= moved(state, {f"{ours}.{a}": f"{theirs}.{b}" for a, b in parts.items()})
+            found |= attention(state, f"{ours}.self_attn", f"{theirs}.attn.att")
+        width, state_dim = state["embed_state.weight"].shape
+        released: dict[str, Any] = {"preset": "rl", "max_episode": len(state["embed_timestep.weight"])}
+        model = cls(
+            state_dim,
+            len(state["predict_action.0.weight"]),
+            hidden=width,
+            num_layers=layers,
+            num_heads=num_heads,
+            **(released | settings),
+        ).to(state["embed_state.weight"].dtype)
+        model.load_state_dict(found)
+        return model
