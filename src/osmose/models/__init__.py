@@ -1,7 +1,7 @@
 """One readable file for each model family, and ``build``, which makes one from its settings.
 
 Every model of nodes is called as ``model(x, graph, batch=...)`` where the graph is None, an edge index, or what
-``model.prepare_graph`` made of one; every model of sequences as ``model(values, lengths)``.
+``model.prepare_graph`` made of one; every model of sequences as ``model(values, lengths)``, of images as ``model(images, sizes)``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = [
     "LanguageModel",
     "ModelConfig",
     "SequenceClassifier",
+    "VisionClassifier",
     "build",
     "is_for_sequences",
     "propagation",
@@ -36,6 +37,7 @@ _HOME = {
     "LanguageModel": "language",
     "MLP": "baselines",
     "SequenceClassifier": "flowformer",
+    "VisionClassifier": "vision",
     "propagation": "graph_term",
     "sparse_features": "layers",
 }
