@@ -1,8 +1,8 @@
-"""Data sets with labels and splits, as nodes (with or without edges) or as sequences: public ones by name, the user's
-own by path.
+"""Data sets with labels and splits, as nodes (with or without edges), sequences or images: public ones by name, the
+user's own by path.
 
-`load("cora")`, `load("table.csv", label="species")`, `load("X_TRAIN.ts")`; `load_new` prepares new rows or sequences for
-a trained model. Names and protocols are to be had without torch; what is heavy is imported when used.
+`load("cora")`, `load("table.csv", label="species")`, `load("X_TRAIN.ts")`; `load_new` prepares new rows, sequences or
+images for a trained model. Names and protocols are to be had without torch; what is heavy is imported when used.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from .errors import DataError, DataNotFoundError
 from .kind import kind
 
 if TYPE_CHECKING:
+    from .images import ImageData
     from .node import NodeData, Split
     from .sequence import SequenceData
 
@@ -23,6 +24,7 @@ __all__ = [
     "PROTOCOLS",
     "DataError",
     "DataNotFoundError",
+    "ImageData",
     "NodeData",
     "SequenceData",
     "Split",
@@ -42,6 +44,10 @@ def __getattr__(name: str) -> Any:
         from .sequence import SequenceData
 
         return SequenceData
+    if name == "ImageData":
+        from .images import ImageData
+
+        return ImageData
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -61,12 +67,13 @@ def load(
     directed: bool = False,
     size: int | None = None,
     length: int | None = None,
-) -> NodeData | SequenceData:
-    """Data by the name of a public set or by the path of the user's own; `kind(source)` says which of the two.
+) -> NodeData | SequenceData | ImageData:
+    """Data by the name of a public set or by the path of the user's own; `kind(source)` says which of the three.
 
     Args:
-        source: one of `names()`; or a CSV table, an `.npz`, a folder of arrays, `.ts` files (formats: docs/data.md).
-        protocol: how nodes or sequences are divided, one of `PROTOCOLS[name]` or `OWN_PROTOCOLS`; None: the default.
+        source: one of `names()`; or a CSV table, an `.npz`, a folder of arrays, `.ts` files, a folder of folders of
+            images (formats: docs/data.md).
+        protocol: how nodes, sequences or images are divided, one of `PROTOCOLS[name]` or `OWN_PROTOCOLS`; None: the default.
         splits: number of splits; None: 5 where they are drawn, all where they are given. At most as many as
             the data give. Split i of a seed does not depend on this number.
         seed: of the random splits.
@@ -78,11 +85,11 @@ def load(
         id: id column of a CSV table, the node names of its edge list; None: `id` if there, else row numbers from 0.
         ignore: columns of a CSV table to leave out.
         directed: keep the direction of the user's edges; else both directions are stored.
-        size: number of sequences of listops, imdb or cifar-pixels, the same share of every part; None: all.
+        size: number of examples of listops, imdb, cifar-pixels or cifar-images, the same share of every part; None: all.
         length: bytes at which a review of imdb is cut; None: 1000.
 
     Returns:
-        checked `NodeData` or `SequenceData`.
+        checked `NodeData`, `SequenceData` or `ImageData`.
 
     Raises:
         DataError: a ValueError that names the file or argument, what came, what was expected, what to do.
@@ -114,12 +121,13 @@ def load_new(
     *,
     edges: str | Path | None = None,
     root: str | Path | None = None,
-) -> NodeData | SequenceData:
-    """New rows, nodes or sequences for a trained model: data without splits, labels -1 where there are none.
+) -> NodeData | SequenceData | ImageData:
+    """New rows, nodes, sequences or images for a trained model: data without splits, labels -1 where there are none.
 
     Args:
-        source: for sequences a `.ts` file, an `.npz`, or for texts a CSV with a column `text`; else rows in the form of the training data (the same columns, or the same number of features); for a
-            public set its name, or an `.npz`, folder, `.npy` or CSV of features.
+        source: for sequences a `.ts` file, an `.npz`, or for texts a CSV with a column `text`; for images an `.npz`, an
+            image file or a folder of them; else rows in the form of the training data (the same columns, or the same
+            number of features); for a public set its name, or an `.npz`, folder, `.npy` or CSV of features.
         preprocessing: `NodeData.preprocessing` of the training data (after JSON too). Its means, scales and
             categories are applied, nothing is fitted; a nearest-neighbour graph is made among the new rows.
         edges: edge list of the new rows, as for `load`.

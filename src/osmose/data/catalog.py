@@ -20,7 +20,7 @@ class Entry:
     test: int | None = None
     """size of the test part where the protocol draws it; None: all that is left"""
     kind: str = "nodes"
-    """nodes or sequences"""
+    """nodes, sequences or images"""
 
 
 BEST_ON_TEST = "best-on-test"
@@ -106,6 +106,16 @@ CATALOG: dict[str, Entry] = {
         "CIFAR-10 in gray as 1024 symbols, 10 classes; JPEG, so figures are not those of the original images",
         {"holdout": "45,000 / 5,000 / 10,000, validation drawn class by class, anew for every split"},
         kind="sequences",
+    ),
+    "digits-images": Entry(
+        "the 1797 digits as gray images of 8 x 8, 10 classes; comes with scikit-learn, no download",
+        {"stratified": "60 / 20 / 20, class by class, a new draw for every split"},
+        kind="images",
+    ),
+    "cifar-images": Entry(
+        "CIFAR-10 in colour, 32 x 32, 10 classes; JPEG, so figures are not those of the original images",
+        {"holdout": "45,000 / 5,000 / 10,000, validation drawn class by class, anew for every split"},
+        kind="images",
     ),
 }
 

@@ -1,46 +1,64 @@
-"""Nodes or sequences? Told from the name or the path alone, without torch and without reading the data."""
+"""Nodes, sequences or images? Told from the name or the path alone, without torch and without reading the data."""
 
 from __future__ import annotations
 
 import ast
 import zipfile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from .catalog import CATALOG
 
-Kind = Literal["nodes", "sequences"]
+Kind = Literal["nodes", "sequences", "images"]
+
+IMAGE_FILES = (".png", ".jpg", ".jpeg")
+_ARRAY_FILES = (".npy", ".npz", ".csv")
 
 
 def kind(source: str | Path) -> Kind:
-    """Whether `load(source)` gives `NodeData` or `SequenceData`.
+    """Whether `load(source)` gives `NodeData`, `SequenceData` or `ImageData`.
 
     Sequences are the named sets of that kind, `.ts` files, folders that hold some, and an `.npz` with `ptr` or an `x`
-    of three dimensions. What is not there or cannot be read counts as nodes: `load` says what is wrong with it.
+    of three dimensions. Images are the named sets, an `.npz` with an `x` of four dimensions, image files, and folders
+    with image files in them or in their folders, but no arrays. What is not there or cannot be read counts as nodes:
+    `load` says what is wrong with it.
     """
     if isinstance(source, str) and source.lower() in CATALOG:
-        return "sequences" if CATALOG[source.lower()].kind == "sequences" else "nodes"
+        return cast(Kind, CATALOG[source.lower()].kind)
     path = Path(source).expanduser()
     try:
         if path.is_dir():
-            found = any(p.suffix.lower() == ".ts" for p in path.iterdir())
-        elif path.suffix.lower() == ".npz":
-            found = _is_sequences(path)
-        else:
-            found = path.suffix.lower() == ".ts"
+            return _of_folder(path)
+        if path.suffix.lower() == ".npz":
+            return _of_arrays(path)
     except (OSError, ValueError, SyntaxError, KeyError, zipfile.BadZipFile):
         return "nodes"
-    return "sequences" if found else "nodes"
+    if path.suffix.lower() in IMAGE_FILES:
+        return "images"
+    return "sequences" if path.suffix.lower() == ".ts" else "nodes"
 
 
-def _is_sequences(path: Path) -> bool:
+def _of_folder(path: Path) -> Kind:
+    inside = list(path.iterdir())
+    suffixes = {p.suffix.lower() for p in inside}
+    if ".ts" in suffixes:
+        return "sequences"
+    if not suffixes.isdisjoint(_ARRAY_FILES):
+        return "nodes"
+    below = (p for folder in inside if folder.is_dir() for p in folder.iterdir())
+    found = not suffixes.isdisjoint(IMAGE_FILES) or any(p.suffix.lower() in IMAGE_FILES for p in below)
+    return "images" if found else "nodes"
+
+
+def _of_arrays(path: Path) -> Kind:
     with zipfile.ZipFile(path) as archive:
         if "ptr.npy" in archive.namelist():
-            return True
+            return "sequences"
         with archive.open("x.npy") as stream:
             start = stream.read(10)  # magic, version, and two of the header's length's bytes (NEP 1)
             version, size = start[6], int.from_bytes(start[8:10], "little")
             if version > 1:
                 size += int.from_bytes(stream.read(2), "little") << 16
             header = ast.literal_eval(stream.read(size).decode("latin-1"))
-    return len(header["shape"]) == 3
+    kinds: dict[int, Kind] = {3: "sequences", 4: "images"}
+    return kinds.get(len(header["shape"]), "nodes")

@@ -7,12 +7,13 @@ from typing import Any
 
 from .catalog import CATALOG, choose_protocol
 from .errors import DataError, DataNotFoundError, nearest
+from .images import ImageData
 from .kind import kind
 from .node import NodeData
 from .sequence import SequenceData
 
 TABLES = (".csv", ".tsv", ".txt")
-_SIZED = ("listops", "imdb", "cifar-pixels")
+_SIZED = ("listops", "imdb", "cifar-pixels", "cifar-images")
 """Sets of which a part may be taken."""
 
 
@@ -31,7 +32,7 @@ def existing_source(source: str | Path) -> Path:
         raise DataNotFoundError(f"{text!r} does not exist (working folder: {Path.cwd()}); check the path")
     raise DataNotFoundError(
         f"{text!r} is neither a known data set nor a path{nearest(text, CATALOG)}; known: {', '.join(CATALOG)}. "
-        "Your own data: the path of a .csv, an .npz, a .ts or a folder"
+        "Your own data: the path of a .csv, an .npz, a .ts, a folder of arrays, or one with a folder of images for each class"
     )
 
 
@@ -47,7 +48,7 @@ def load_source(
     ignore: tuple[str, ...],
     directed: bool,
     **drawing: Any,
-) -> NodeData | SequenceData:
+) -> NodeData | SequenceData | ImageData:
     """`osmose.data.load`; `drawing` is seed, labels_per_class, knn, size and length."""
     taking = {key: drawing.pop(key, None) for key in ("size", "length")}
     if splits is not None and splits < 1:
@@ -55,15 +56,22 @@ def load_source(
     table = {"label": label, "id": id, "ignore": (ignore,) if isinstance(ignore, str) else tuple(ignore)}
     table_only = table | {"ignore": ignore or None}
     where, name = f"load({str(source)!r})", named(source)
-    data: NodeData | SequenceData
+    data: NodeData | SequenceData | ImageData
+    what = kind(source)
     if name not in _SIZED:
         _reject(where, {"size": taking["size"]}, ", ".join(_SIZED))
     if name != "imdb":
         _reject(where, {"length": taking["length"]}, "imdb")
-    if kind(source) == "sequences":
+    if what != "nodes":
         given = table_only | {"edges": edges, "directed": directed or None, "knn": drawing["knn"]}
-        _reject(where, given, "tables and graphs, not for sequences")
-        data = _load_sequences(source, name, where, protocol, splits, root, drawing | taking)
+        _reject(where, given, f"tables and graphs, not for {what}")
+        if name is None:
+            _reject(where, {"root": root}, "public data sets")
+        else:
+            labels = drawing["labels_per_class"]
+            _reject(where, {"labels_per_class": labels}, "protocols that draw splits by label")
+        load = _load_sequences if what == "sequences" else _load_images
+        data = load(source, name, protocol, splits, root, drawing | taking)
     elif name is not None:
         _reject(where, table_only | {"edges": edges, "directed": directed or None}, "the user's own data")
         raw = None if root is None else Path(root)
@@ -94,7 +102,6 @@ def _load_own(path: Path, table: dict[str, Any], own: dict[str, Any]) -> NodeDat
 def _load_sequences(
     source: str | Path,
     name: str | None,
-    where: str,
     protocol: str | None,
     splits: int | None,
     root: str | Path | None,
@@ -102,7 +109,6 @@ def _load_sequences(
 ) -> SequenceData:
     labels, seed = drawing["labels_per_class"], drawing["seed"]
     if name is None:
-        _reject(where, {"root": root}, "public data sets")
         path = existing_source(source)
         how = {"protocol": protocol, "splits": splits, "seed": seed, "labels_per_class": labels}
         if path.suffix.lower() == ".npz" and not path.is_dir():
@@ -112,7 +118,6 @@ def _load_sequences(
         from .uea import load_ts
 
         return load_ts(path, **how)
-    _reject(where, {"labels_per_class": labels}, "protocols that draw splits by label")
     protocol = choose_protocol(name, protocol)
     number = CATALOG[name].splits if splits is None else splits
     common: dict[str, Any] = {"splits": number, "seed": seed}
@@ -136,6 +141,32 @@ def _load_sequences(
     from .uea import load_uea
 
     return load_uea(name, protocol, **common, root=raw)
+
+
+def _load_images(
+    source: str | Path,
+    name: str | None,
+    protocol: str | None,
+    splits: int | None,
+    root: str | Path | None,
+    drawing: dict[str, Any],
+) -> ImageData:
+    labels, seed = drawing["labels_per_class"], drawing["seed"]
+    if name is None:
+        from .own_images import load_images
+
+        path = existing_source(source)
+        return load_images(path, protocol=protocol, splits=splits, seed=seed, labels_per_class=labels)
+    choose_protocol(name, protocol)
+    common: dict[str, Any] = {"splits": CATALOG[name].splits if splits is None else splits, "seed": seed}
+    if name == "digits-images":
+        from .pixels import load_digits_images
+
+        return load_digits_images(**common)
+    from .pixels import load_cifar_images
+
+    raw = None if root is None else Path(root)
+    return load_cifar_images(**common, size=drawing["size"], root=raw)
 
 
 def _reject(where: str, arguments: dict[str, Any], belongs: str) -> None:

@@ -23,6 +23,7 @@ from ..mixers import mixer_of
 from ..nn import EncoderBlock
 from ..ops.flow import attention_flows
 from ..tokens import Tokens
+from .vision_official import released_settings, released_state
 
 _EPS = 1e-6  # of every LayerNorm, as in the released code
 
@@ -158,43 +159,12 @@ class VisionClassifier(nn.Module):
         Raises:
             ValueError: names or shapes that are not those of this network.
         """
-        needed = ("patch_embed.0.proj.weight", "pos_embed", "blocks.0.0.mlp.fc1.weight", "head.weight")
-        missing = [name for name in needed if name not in state]
-        if missing:
-            raise ValueError(
-                f"VisionClassifier.from_official: the state dict has no {', '.join(missing)}; it holds "
-                f"{', '.join(sorted(state)[:5]) or 'nothing'}."
-            )
-        tokens = state["pos_embed"].shape[1]
-        if grid is None:
-            side = round(tokens**0.5)
-            grid = (side, side)
-        if grid[0] * grid[1] != tokens:
-            raise ValueError(
-                f"VisionClassifier.from_official: pos_embed has {tokens} tokens and the grid is {grid}; pass grid=(h, w)."
-            )
-        count = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("patch_embed."))
-        embeds = [state[f"patch_embed.{i}.proj.weight"] for i in range(count)]
-        ratio = state["blocks.0.0.mlp.fc1.weight"].shape[0] / embeds[0].shape[0]
-        depths = [len({n.split(".")[2] for n in state if n.startswith(f"blocks.{i}.")}) for i in range(count)]
-        settings = {"preset": "vision"} | settings if settings.get("mixer", "flow") == "flow" else settings
-        model = cls(
-            embeds[0].shape[1],
-            state["head.weight"].shape[0],
-            hidden=[e.shape[0] for e in embeds],
-            depths=depths,
-            num_heads=num_heads,
-            patch=embeds[0].shape[-1],
-            mlp_ratio=ratio,
-            layer_scale=1.0 if "blocks.0.0.gamma" in state else None,
-            positions="learned",
-            grid=grid,
-            **settings,
-        ).to(state["head.weight"].dtype)
-        ours = {_our_name(name): value for name, value in state.items()}
-        ours["stages.0.positions.weight"] = state["pos_embed"].mT.unflatten(-1, grid)
+        settings = released_settings(state, grid) | settings
+        if settings.get("mixer", "flow") == "flow":
+            settings = {"preset": "vision"} | settings
+        model = cls(num_heads=num_heads, **settings).to(state["head.weight"].dtype)
         try:
-            model.load_state_dict(ours)
+            model.load_state_dict(released_state(state, settings["grid"]))
         except RuntimeError as error:
             raise ValueError(f"VisionClassifier.from_official: {error}") from error
         return model
@@ -433,29 +403,3 @@ def _mask(sizes: Tensor, h: int, w: int) -> Tensor:
     """``(B, h, w)`` bool."""
     rows, columns = (torch.arange(n, device=sizes.device) < sizes[:, i : i + 1] for i, n in enumerate((h, w)))
     return rows.unsqueeze(-1) & columns.unsqueeze(-2)
-
-
-_NAMES = {
-    "attn.qkv.": "self_attn.in_proj_",
-    "attn.proj.": "self_attn.out_proj.",
-    "mlp.fc1.": "linear1.",
-    "mlp.fc2.": "linear2.",
-}
-
-
-def _our_name(name: str) -> str:
-    """The name here of a parameter of the released code."""
-    first, _, rest = name.partition(".")
-    if first == "pos_embed":
-        return "stages.0.positions.weight"
-    if first == "head":
-        return f"output.{rest}"
-    if first == "patch_embed":
-        stage, _, part = rest.partition(".proj.")
-        return f"stages.{stage}.embed.{part}"
-    if first != "blocks":
-        return name
-    stage, number, part = rest.split(".", 2)
-    for theirs, ours in _NAMES.items():
-        part = part.replace(theirs, ours)
-    return f"stages.{stage}.blocks.{number}.{'scale' if part == 'gamma' else part}"
