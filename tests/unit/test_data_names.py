@@ -14,7 +14,8 @@ from osmose.data import OWN_PROTOCOLS, PROTOCOLS, DataError, DataNotFoundError, 
 def test_names_and_protocols():
     series = ["japanese-vowels", "scp1", "basic-motions"]
     symbols = ["digits-pixels", "imdb", "listops", "cifar-pixels"]
-    assert list(names()) == ["digits", "cora", "citeseer", "chameleon", "20news", *series, *symbols]
+    images = ["digits-images", "cifar-images"]
+    assert list(names()) == ["digits", "cora", "citeseer", "chameleon", "20news", *series, *symbols, *images]
     assert set(names()) == set(PROTOCOLS)
     assert {name: next(iter(known)) for name, known in PROTOCOLS.items()} == {
         "digits": "few-label",
@@ -27,12 +28,14 @@ def test_names_and_protocols():
         "imdb": "holdout",
         "listops": "generated",
         "cifar-pixels": "holdout",
+        "digits-images": "stratified",
+        "cifar-images": "holdout",
     }
     assert list(OWN_PROTOCOLS) == ["given", "stratified", "few-label"]
 
 
 def test_public_surface():
-    classes = {"DataError", "DataNotFoundError", "NodeData", "SequenceData", "Split"}
+    classes = {"DataError", "DataNotFoundError", "ImageData", "NodeData", "SequenceData", "Split"}
     assert set(data.__all__) == classes | {
         "OWN_PROTOCOLS",
         "PROTOCOLS",
@@ -84,10 +87,14 @@ def test_names_import_nothing_heavy():
             r"load\('digits'\): label, ignore is for the user's own data",
         ),
         ("digits", {"edges": "e.csv"}, r"edges is for the user's own data"),
-        ("digits", {"size": 5}, r"size is for listops, imdb, cifar-pixels; leave it out"),
+        ("digits", {"size": 5}, r"size is for listops, imdb, cifar-pixels, cifar-images; leave it out"),
         ("listops", {"length": 5}, r"length is for imdb"),
         ("listops", {"size": 99}, r"size is 99; expected 100 to 100000"),
         ("scp1", {"size": 5}, r"size is for listops"),
+        ("digits-images", {"size": 5}, r"size is for listops"),
+        ("digits-images", {"knn": 5}, r"knn is for tables and graphs, not for images"),
+        ("digits-images", {"labels_per_class": 5}, r"labels_per_class is for protocols that draw"),
+        ("digits-images", {"protocol": "holdout"}, r"expected one of 'stratified'"),
         ("imdb", {"labels_per_class": 5}, r"labels_per_class is for protocols that draw"),
         ("digits", {"directed": True}, r"directed is for"),
         ("cora", {"knn": 5}, r"knn is for data without edges"),

@@ -13,23 +13,25 @@ from .arrays import Arrays, read_npz, splits_of
 from .errors import DataError
 from .image_files import find_images, read_images
 from .images import ImageData, image_data
+from .kind import IMAGE_FILES
 from .labels import encode
 from .node import check_split
 from .own import own_splits
 
 _MOST_CHANNELS = 4
+_WANTED = "one folder for each class with its images: give the path of the folder that holds them, or an .npz"
 
 
 def load_images(
     path: Path, *, protocol: str | None, splits: int | None, seed: int, labels_per_class: int | None
 ) -> ImageData:
     """An `.npz` with `x` (n, C, H, W) or (n, H, W, C), `y` (n,) and if wanted masks; or a folder of folders of images."""
+    if path.suffix.lower() in IMAGE_FILES and not path.is_dir():
+        raise DataError(f"{path} is one image; expected {_WANTED}")
     if path.is_dir():
         files = find_images(path)
         if files.labels is None:
-            raise DataError(
-                f"{path} holds images and no folders; expected one folder for each class with its images"
-            )
+            raise DataError(f"{path} holds images and no folders; expected {_WANTED}")
         y, classes = encode(list(files.labels), f"{path}, folders")
         x, given, notes, ids = read_images(files), None, files.notes, files.ids
     else:

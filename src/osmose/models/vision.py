@@ -98,7 +98,7 @@ class VisionClassifier(nn.Module):
                 f"VisionClassifier: positions is {positions!r} and grid {grid}; expected 'conv', or 'learned' with the grid "
                 "(h, w) of the first stage's tokens."
             )
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        rates = iter([drop_path * i / max(sum(depths) - 1, 1) for i in range(sum(depths))])
         stages: list[VisionStage] = []
         for width, depth, number in zip(hidden, depths, heads, strict=True):
             blocks = [
