@@ -1,4 +1,7 @@
-"""What the sources of trained image models give: flow, linear and softmax attention side by side.
+"""How much every source counts in trained image models: flow, linear and softmax attention side by side.
+
+For flow these are the competition weights, for the others the means of the attention matrix's columns, all over their mean:
+1 is a source like the others. The last block of the first stage, 16 x 16 tokens.
 
 ``python -m benchmarks.attention_maps [--runs FOLDER]`` takes the models of ``benchmarks.reproduce --sets cifar-images`` and
 writes ``docs/figures/attention_maps.png``. The images are the first of the test part, one a class; nothing is chosen by eye.
@@ -9,14 +12,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from osmose.data import ImageData
 from osmose.models import VisionClassifier
-from osmose.ops.flow import attention_flows
 from osmose.tasks import sources
 from osmose.tasks.run_folder import RunFolder
 from osmose.tasks.saved import open_model
@@ -44,23 +45,13 @@ def main(arguments: list[str] | None = None) -> None:
     for name, mixer in MODELS.items():
         model = saved[name].model
         assert isinstance(model, VisionClassifier)
-        if mixer == "flow":
-            maps["flow: competition"] = _competition(model, images)
-        maps[f"{mixer}: given"] = model.received(images)
+        found = model.source_weights(images, stage=0)
+        maps[mixer] = found / found.mean((-1, -2), keepdim=True)
     for name, values in maps.items():
-        print(f"{name:18} {_told(values)}")
+        print(f"{name:8} {_told(values)}")
     first = [int((data.y[test] == c).nonzero()[0]) for c in range(SHOWN)]
     _draw(data.x[test[first]], {name: values[first].mean(1) for name, values in maps.items()}, options.out)
     print(f"written: {options.out}")
-
-
-def _competition(model: VisionClassifier, images: Tensor) -> Tensor:
-    """The competition weights ``(B, heads, h, w)`` of the last block of the first stage, mean 1."""
-    h, mixer, grid = model.before(images)
-    with torch.no_grad():
-        q, k, _ = mixer.project(h, h, h)
-        weights = attention_flows(q, k, **mixer.options).competition
-    return (weights / weights.mean(-1, keepdim=True)).unflatten(-1, grid)
 
 
 def _told(maps: Tensor) -> str:

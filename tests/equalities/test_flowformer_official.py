@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from osmose.models import DecisionModel, LanguageModel, SequenceClassifier, VisionClassifier
+from osmose.models import DecisionModel, LanguageModel, SequenceClassifier
 
 E, H, FF, LAYERS, V, LONGEST, C, OUT = 8, 2, 12, 2, 7, 15, 3, 4
 
@@ -181,62 +181,6 @@ def test_decision():
     torch.testing.assert_close(
         ours, decision(state, returns, states, actions, timesteps), atol=1e-12, rtol=1e-10
     )
-
-
-WIDTHS, DEPTHS, GRID = (8, 12), (1, 2), (4, 4)
-
-
-def vision_state():
-    state = {"pos_embed": numbers(1, GRID[0] * GRID[1], WIDTHS[0])}
-    channels, side = C, 2
-    for i, (width, depth) in enumerate(zip(WIDTHS, DEPTHS, strict=True)):
-        state |= dense(f"patch_embed.{i}.proj", width, channels, side, side)
-        channels = width
-        for j in range(depth):
-            name = f"blocks.{i}.{j}"
-            state |= norms(f"{name}.norm1", f"{name}.norm2", width=width)
-            state |= dense(f"{name}.attn.qkv", 3 * width, width) | dense(f"{name}.attn.proj", width, width)
-            state |= dense(f"{name}.mlp.fc1", 4 * width, width) | dense(f"{name}.mlp.fc2", width, 4 * width)
-            state[f"{name}.gamma"] = numbers(width)
-    return state | norms("norm", width=WIDTHS[-1]) | dense("head", OUT, WIDTHS[-1])
-
-
-def vision(state, x):
-    def normed(name, h):
-        weight = state[f"{name}.weight"]
-        return F.layer_norm(h, weight.shape, weight, state[f"{name}.bias"], eps=1e-6)
-
-    for i, depth in enumerate(DEPTHS):
-        x = F.conv2d(x, state[f"patch_embed.{i}.proj.weight"], state[f"patch_embed.{i}.proj.bias"], stride=2)
-        grid = x.shape[2:]
-        x = x.flatten(2).mT
-        x = x + state["pos_embed"] if i == 0 else x
-        for j in range(depth):
-            name = f"blocks.{i}.{j}"
-            qkv = linear(state, f"{name}.attn.qkv", normed(f"{name}.norm1", x))
-            q, k, v = qkv.unflatten(-1, (3, H, -1)).permute(2, 0, 3, 1, 4)
-            q, k, eps, n = q.sigmoid(), k.sigmoid(), 1e-6, x.shape[1]
-            inward = 1 / ((q * k.sum(2, keepdim=True)).sum(-1) + eps)
-            outward = 1 / ((k * q.sum(2, keepdim=True)).sum(-1) + eps)
-            sink = (q * (k * outward[..., None]).sum(2, keepdim=True)).sum(-1) + eps
-            source = (k * (q * inward[..., None]).sum(2, keepdim=True)).sum(-1) + eps
-            weight = source.clamp(-1, 1).softmax(-1) * n
-            mixed = (q @ (k.mT @ (v * weight[..., None]))) * (inward * sink.sigmoid())[..., None]
-            x = x + linear(state, f"{name}.attn.proj", mixed.transpose(1, 2).flatten(2))
-            h = F.gelu(linear(state, f"{name}.mlp.fc1", normed(f"{name}.norm2", x)))
-            x = x + state[f"{name}.gamma"] * linear(state, f"{name}.mlp.fc2", h)
-        if i + 1 < len(DEPTHS):
-            x = x.mT.unflatten(-1, grid)
-    return linear(state, "head", normed("norm", x).mean(1))
-
-
-def test_vision():
-    state = vision_state()
-    model = VisionClassifier.from_official(state, num_heads=H).eval()
-    x = torch.randn(3, C, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(model(x), vision(state, x), atol=1e-12, rtol=1e-10)
-    assert sum(p.numel() for p in model.parameters()) == sum(v.numel() for v in state.values())
-    assert model(x[..., :5, :7]).shape == (3, OUT), "other resolutions than that of the weights"
 
 
 def test_padding_counts_nowhere_in_a_flattened_model():

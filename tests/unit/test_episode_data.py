@@ -359,6 +359,6 @@ def test_arguments_refused(tmp_path):
         load_episodes("hopper", root=tmp_path)
     with pytest.raises(DataError, match=r"expected an \.npz with"):
         load_episodes(tmp_path)
-    assert load(path).protocol == "episodes"
+    assert load(path, protocol="blocks").kind == "control"
     with pytest.raises(DataError, match="knn is for tables and graphs, not for control"):
         load(path, knn=3)

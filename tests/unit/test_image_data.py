@@ -1,119 +1,172 @@
-"""Images as data: what was read is what is there, statistics of the training part alone, and clear refusals."""
+"""ImageData: batches are what was stored, standardised by the training part; what cannot be trained on is refused."""
 
-import numpy as np
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
 import pytest
 import torch
-from PIL import Image
 
-from osmose.data import DataError, kind, load, load_new
+from osmose.data import DataError, DataNotFoundError, ImageData, Split, kind, load
+from osmose.data.images import image_data, statistics
 
-RNG = np.random.default_rng(0)
-SHADES = RNG.integers(0, 256, (40, 6, 5, 3)).astype(np.uint8)
-CLASSES = np.arange(40) % 2
+
+def index(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def split(train=(0, 1), valid=(2,), test=(3,)) -> dict:
+    return {"splits": [Split(index(*train), index(*valid), index(*test))]}
+
+
+def make(**changes) -> ImageData:
+    """Five images of 2 x 3 with two channels; the last one is unlabelled."""
+    parts = {
+        "name": "set",
+        "protocol": "given",
+        "x": torch.randint(
+            0, 256, (5, 2, 2, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        ),
+        "y": index(0, 1, 0, 1, -1),
+        "classes": ["a", "b"],
+        "preprocessing": {"mean": [1.0, 2.0], "scale": [0.5, 4.0]},
+    }
+    return ImageData(**(split() | parts | changes))
+
+
+def test_a_batch_is_standardised_channel_by_channel():
+    data = make()
+    (x,) = data.batch(index(3, 0))
+    assert x.dtype == torch.float32
+    stored = data.x[[3, 0]].float()
+    torch.testing.assert_close(x[:, 0], (stored[:, 0] - 1) / 0.5)
+    torch.testing.assert_close(x[:, 1], (stored[:, 1] - 2) / 4)
+    assert data.batch(index())[0].shape == (0, 2, 2, 3)
+    assert (data.num_images, data.num_features, data.num_classes) == (5, 2, 2)
+
+
+def test_statistics_are_those_of_the_training_part_of_each_split():
+    x = make().x.clone()
+    x[3:] = 255  # no part of any training
+    two = split()["splits"] + split(train=(1, 2), valid=(0,))["splits"]
+    data = image_data(name="set", protocol="given", x=x, y=make().y, splits=two, classes=["a", "b"], notes=[])
+    for i, one in enumerate(two):
+        prepared = data.for_split(i)
+        (train,) = prepared.batch(one.train)
+        torch.testing.assert_close(train.mean((0, 2, 3)), torch.zeros(2), atol=1e-6, rtol=0)
+        torch.testing.assert_close(train.std((0, 2, 3), correction=0), torch.ones(2))
+        assert prepared.x is data.x, "one copy of the pixels"
+        assert prepared.preprocessing["size"] == [2, 3]
+    assert data.for_split(0) is data
+    assert data.for_split(1).preprocessing["mean"] != data.preprocessing["mean"]
+    assert json.loads(json.dumps(data.preprocessing)) == data.preprocessing
+    with pytest.raises(DataError, match="split 2 of 2; expected 0 to 1"):
+        data.for_split(2)
+
+
+def test_a_constant_channel_keeps_its_scale():
+    x = torch.full((2, 1, 3, 3), 7, dtype=torch.uint8)
+    assert statistics(x, index(0, 1)) == {"mean": [7.0], "scale": [1.0]}
+
+
+BAD = [
+    (
+        {"x": torch.zeros(5, 2, 2, 3)},
+        r"x is \(5, 2, 2, 3\) torch.float32; expected \(N, C, H, W\) torch.uint8",
+    ),
+    ({"x": torch.zeros(5, 2, 3, dtype=torch.uint8)}, r"x is \(5, 2, 3\)"),
+    ({"x": torch.zeros(5, 2, 0, 3, dtype=torch.uint8)}, r"at least one image, channel and pixel"),
+    ({"y": index(0, 1)}, r"labels have shape \(2,\) torch.int64; expected \(5,\)"),
+    ({"y": index(0, 1, 0, 2, 0)}, r"labels run from 0 to 2"),
+    ({"ids": ["a"]}, r"1 ids for 5 images"),
+    ({"preprocessing": {"mean": [1.0], "scale": [1.0]}}, r"mean \[1.0\]; expected a list of 2 numbers"),
+    ({"preprocessing": {"mean": [1.0, 2.0]}}, r"scale None; expected a list of 2 numbers"),
+    ({"preprocessing": {"mean": [1.0, 2.0], "scale": [1.0, 0.0]}}, r"expected numbers above 0"),
+    (split(valid=()), r"valid is empty; expected at least one labelled image"),
+    (split(test=(9,)), r"test holds image 9; expected 0 to 4"),
+    (split(test=(1, 3)), r"1 images stand in test and train"),
+    (split(train=(0, 2), valid=(1,)), r"valid has classes that train lacks: 'b'.*Add such images"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD)
+def test_refused(changes, message):
+    with pytest.raises(DataError, match=message):
+        make(**changes)
+
+
+def test_text_is_short():
+    assert repr(make()) == (
+        "ImageData('set', protocol 'given': 5 images of 2 x 3, 2 channels, 2 classes, 1 splits)"
+    )
+
+
+# ---- named sets
+
+
+def test_digits_are_the_digits_of_the_pixels():
+    data, pixels = load("digits-images", splits=2), load("digits-pixels", splits=2)
+    assert kind("digits-images") == "images"
+    assert data.x.shape == (1797, 1, 8, 8)
+    assert data.x.flatten().equal(pixels.values)
+    assert data.y.equal(pixels.y)
+    assert all(a.test.equal(b.test) for a, b in zip(data.splits, pixels.splits, strict=True))
+    (train,) = data.batch(data.splits[0].train)
+    torch.testing.assert_close(train.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+
+
+def archive(path, files: dict[str, bytes]):
+    with tarfile.open(path, "w:xz") as out:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            out.addfile(member, io.BytesIO(content))
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Twenty pictures a class, PNG, so that nothing is lost."""
-    for i, image in enumerate(SHADES):
-        place = tmp_path / "pictures" / ("cat", "dog")[i % 2]
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(place / f"{i:02}.png")
-    return tmp_path / "pictures"
+def cifar(tmp_path, monkeypatch):
+    """Ten red cats and ten blue dogs in a part, brighter below."""
+    image = pytest.importorskip("PIL.Image")
+    monkeypatch.setenv("OSMOSE_CACHE", str(tmp_path / "cache"))
+    files = {}
+    for part in ("train", "test"):
+        for name, colour in (("cat", (200, 0, 0)), ("dog", (0, 0, 200))):
+            for i in range(10):
+                picture, memory = image.new("RGB", (32, 32), colour), io.BytesIO()
+                picture.paste((240, 240, 240), (0, 24, 32, 32))
+                picture.save(memory, "JPEG", quality=95)
+                files[f"{part}/{name}/{i:04}.jpg"] = memory.getvalue()
+    archive(tmp_path / "cifar10_jpeg.tar.xz", files)
+    return tmp_path
 
 
-def archive(path, **arrays):
-    np.savez(path, **{"x": SHADES.transpose(0, 3, 1, 2), "y": CLASSES} | arrays)
-    return path
+def test_cifar_in_colour(cifar):
+    data = load("cifar-images", root=cifar, splits=2)
+    assert (data.protocol, data.classes, data.x.shape) == ("holdout", ["cat", "dog"], (40, 3, 32, 32))
+    cat, dog = data.x[0].float(), data.x[10].float()
+    assert cat[:, :23].mean((1, 2)).tolist() == pytest.approx([200, 0, 0], abs=3)
+    assert dog[:, :23].mean((1, 2)).tolist() == pytest.approx([0, 0, 200], abs=3)
+    assert cat[:, 25:].mean((1, 2)).tolist() == pytest.approx([240] * 3, abs=3)
+    assert [len(part) for part in data.splits[0].parts().values()] == [18, 2, 20]
+    assert "JPEG" in data.notes[0]
+    some = load("cifar-images", root=cifar, size=20)
+    assert some.y.bincount().tolist() == [10, 10]
+    gray = load("cifar-pixels", root=cifar, splits=2)
+    assert all(a.valid.equal(b.valid) for a, b in zip(data.splits, gray.splits, strict=True))
+    torch.testing.assert_close(
+        gray.values[:1024].float().mean(), (cat.mean((1, 2)) * torch.tensor([0.299, 0.587, 0.114])).sum(),
+        atol=1.0, rtol=0,
+    )  # fmt: skip
 
 
-def test_a_folder_and_both_orders_of_an_archive_are_the_same_images(folder, tmp_path):
-    ours = load(folder, splits=2)
-    assert (kind(folder), ours.classes, ours.x.shape) == ("images", ["cat", "dog"], (40, 3, 6, 5))
-    order = np.argsort(CLASSES, kind="stable")
-    assert torch.equal(ours.x, torch.from_numpy(SHADES.transpose(0, 3, 1, 2))[order])
-    assert ours.ids[:2] == ["cat/00.png", "cat/02.png"]
-    for x in (SHADES, SHADES.transpose(0, 3, 1, 2)):
-        path = archive(tmp_path / "a.npz", x=x[order], y=CLASSES[order])
-        assert kind(path) == "images"
-        assert torch.equal(load(path).x, ours.x)
-    assert torch.equal(load(folder, task="images").x, ours.x)
-
-
-def test_a_batch_is_standardised_by_the_training_part_of_its_split(folder):
-    data = load(folder, splits=3)
-    for i in range(3):
-        split = data.for_split(i)
-        (x,) = split.batch(split.splits[i].train)
-        assert x.dtype == torch.float32
-        torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
-        torch.testing.assert_close(x.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0)
-    means = [data.for_split(i).preprocessing["mean"] for i in range(3)]
-    assert means[0] == data.preprocessing["mean"] != means[1]
-    changed = load(folder, splits=1)
-    changed.x[changed.splits[0].test] = 0
-    assert changed.for_split(0).preprocessing["mean"] == means[0], "the test part does not count"
-
-
-def test_new_images_are_prepared_as_the_training_images(folder, tmp_path):
-    data = load(folder)
-    new = load_new(folder, data.preprocessing)
-    assert torch.equal(new.batch(torch.arange(40))[0], data.batch(torch.arange(40))[0])
-    assert torch.equal(new.y, data.y)
-    one = load_new(folder / "dog" / "01.png", data.preprocessing)
-    assert (one.ids, one.y.tolist()) == (["01.png"], [-1])
-    assert torch.equal(one.x[0], torch.from_numpy(SHADES[1]).permute(2, 0, 1))
-    assert len(load_new(folder / "dog", data.preprocessing).x) == 20
-    bare = load_new(archive(tmp_path / "a.npz", y=np.full(40, -1)), data.preprocessing)
-    assert bare.x.shape == data.x.shape
-    Image.fromarray(SHADES[0]).convert("L").save(tmp_path / "gray.png")
-    assert load_new(tmp_path / "gray.png", data.preprocessing).x.shape == (1, 3, 6, 5)
-
-
-def test_gray_pictures_have_one_channel_and_mixed_ones_three(tmp_path):
-    for i in range(20):
-        place = tmp_path / "g" / "ab"[i % 2]
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(SHADES[i, ..., 0]).save(place / f"{i}.png")
-    assert load(tmp_path / "g").num_features == 1
-    Image.fromarray(SHADES[0]).save(tmp_path / "g" / "a" / "colour.png")
-    assert load(tmp_path / "g").num_features == 3
-
-
-def test_digits_and_cifar(benchmark_data, monkeypatch):
-    digits, pixels = load("digits-images", splits=2), load("digits-pixels", splits=2)
-    assert digits.x.shape == (1797, 1, 8, 8)
-    assert torch.equal(digits.x.flatten(), pixels.values)
-    assert torch.equal(digits.splits[1].test, pixels.splits[1].test)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "says"),
-    [
-        ({"x": SHADES / 255.0}, "float64 from 0 to 1; expected integers from 0 to 255"),
-        ({"x": SHADES.astype(int) - 9}, r"from -9 to \d+; expected integers"),
-        ({"y": CLASSES[:9]}, "has 9 labels for 40 images"),
-    ],
-)
-def test_bad_arrays_say_what_to_do(tmp_path, arrays, says):
-    with pytest.raises(DataError, match=says):
-        load(archive(tmp_path / "a.npz", **arrays))
-
-
-def test_bad_folders_say_what_to_do(folder, tmp_path):
-    (folder / "dog" / "zz.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"zz\.png cannot be read as an image"):
-        load(folder)
-    Image.fromarray(SHADES[0, :3]).save(folder / "dog" / "zz.png")
-    with pytest.raises(DataError, match=r"zz\.png is 5 x 3 pixels and 00\.png 5 x 6; expected one size"):
-        load(folder)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no images"):
-        load(tmp_path / "empty", task="images")
-    data = load(archive(tmp_path / "gray.npz", x=SHADES[..., :1]))
-    with pytest.raises(DataError, match="images of 3 channels; the model was trained on 1"):
-        load_new(archive(tmp_path / "colour.npz"), data.preprocessing)
-    with pytest.raises(DataError, match="holds no images"):
-        load_new(tmp_path / "empty", data.preprocessing)
-    with pytest.raises(DataError, match="knn is for tables and graphs, not for images"):
-        load(tmp_path / "gray.npz", knn=3)
+def test_cifar_is_decoded_once(cifar, monkeypatch):
+    monkeypatch.setenv("OSMOSE_DATA", str(cifar))
+    first = load("cifar-images")
+    load("cifar-pixels")
+    (cifar / "cifar10_jpeg.tar.xz").unlink()
+    assert load("cifar-images").x.equal(first.x)
+    assert load("cifar-pixels").vocab == 256
+    with pytest.raises(DataNotFoundError, match=r"load\('cifar-images'\): no cifar10_jpeg.tar.xz"):
+        load("cifar-images", root=cifar)

@@ -1,8 +1,9 @@
-"""Data sets with splits, as nodes (with or without edges), sequences, images, text or recorded episodes: public ones by name, the
-user's own by path.
+"""Data sets with splits, as nodes (with or without edges), sequences, images, text or recorded episodes: public ones by
+name, the user's own by path.
 
-`load("cora")`, `load("table.csv", label="species")`, `load("X_TRAIN.ts")`; `load_new` prepares new rows or sequences for
-a trained model; `load_episodes("hopper")` gives episodes. Names and protocols are to be had without torch; what is heavy is imported when used.
+`load("cora")`, `load("table.csv", label="species")`, `load("X_TRAIN.ts")`; `load_new` prepares new rows, sequences or
+images for a trained model; `load_episodes("hopper")` gives episodes. Names and protocols are to be had without torch;
+what is heavy is imported when used.
 """
 
 from __future__ import annotations

@@ -125,12 +125,12 @@ CATALOG: dict[str, Entry] = {
         kind="sequences",
     ),
     "digits-images": Entry(
-        "the 1797 digits as images of 8 x 8, 10 classes; comes with scikit-learn, no download",
+        "the 1797 digits as gray images of 8 x 8, 10 classes; comes with scikit-learn, no download",
         {"stratified": "60 / 20 / 20, class by class, a new draw for every split"},
         kind="images",
     ),
     "cifar-images": Entry(
-        "CIFAR-10, 60,000 images of 32 x 32 in colour, 10 classes; JPEG, so figures are not those of the original images",
+        "CIFAR-10 in colour, 32 x 32, 10 classes; JPEG, so figures are not those of the original images",
         {"holdout": "45,000 / 5,000 / 10,000, validation drawn class by class, anew for every split"},
         kind="images",
     ),

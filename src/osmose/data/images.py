@@ -1,28 +1,23 @@
-"""Images of one size, one class each, checked once when they are made: digits, CIFAR-10, the user's own."""
+"""Images of one size with a class each, checked once when they are made."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import Arrays, read_npz, splits_of
-from .errors import DataError, some
-from .labels import cells_of_array, encode
+from .errors import DataError
 from .node import Split, check_labels, check_split
-from .own import own_splits
-from .pixels import SUFFIXES, cifar_images, open_image
-from .splits import holdout, stratified
-from .symbols import thin
 
 
 @dataclass(repr=False)
 class ImageData:
-    """N labelled images, `x` (N, C, H, W) uint8; `y` (N,) int64, class index or -1 = unlabelled.
+    """N labelled images of H x W pixels and C channels, kept in one byte a value.
+
+    Shapes: `x` (N, C, H, W) uint8; `y` (N,) int64, class index or -1 = unlabelled. `preprocessing` holds `mean` and
+    `scale`, C numbers each, by which `batch` standardises.
 
     Raises `DataError` when a shape, type or value is not as stated, and for splits as `NodeData`.
     """
@@ -36,30 +31,25 @@ class ImageData:
     splits: list[Split]
     classes: list[str]
     preprocessing: dict[str, Any]
-    """What `load_new` redoes on new images; JSON-serialisable. `mean` and `scale` of every channel are those of the
-    training part of the active split."""
+    """What `load_new` redoes on new images; JSON-serialisable."""
     notes: list[str] = field(default_factory=list)
     """What the loader did to the data that a user may want to know, one sentence each."""
     ids: list[str] | None = None
-    """Names of the images, where the data give them."""
+    """Names of the images, where they come from files."""
 
     def __post_init__(self) -> None:
-        if self.x.dim() != 4 or self.x.dtype != torch.uint8 or not self.x.numel():
-            raise DataError(
-                f"{self.name}: images are {tuple(self.x.shape)} {self.x.dtype}; expected (N, C, H, W) torch.uint8"
-            )
-        check_labels(self.name, self.y, len(self.x), len(self.classes))
-        for i, split in enumerate(self.splits):
-            where = f"{self.name}: split {i}" if len(self.splits) > 1 else self.name
-            check_split(where, split, self.y, self.classes, what="image")
-        if "mean" not in self.preprocessing:
-            self.preprocessing = self._measured(0)
+        self.validate()
 
     def __repr__(self) -> str:
+        height, width = self.x.shape[2:]
         return (
-            f"ImageData({self.name!r}, protocol {self.protocol!r}: {len(self.x)} images of {self.x.shape[2]} x "
-            f"{self.x.shape[3]}, {self.num_features} channels, {self.num_classes} classes, {len(self.splits)} splits)"
+            f"ImageData({self.name!r}, protocol {self.protocol!r}: {self.num_images} images of {height} x {width}, "
+            f"{self.num_features} channels, {self.num_classes} classes, {len(self.splits)} splits)"
         )
+
+    @property
+    def num_images(self) -> int:
+        return self.x.shape[0]
 
     @property
     def num_features(self) -> int:
@@ -70,163 +60,89 @@ class ImageData:
     def num_classes(self) -> int:
         return len(self.classes)
 
+    def batch(self, index: Tensor) -> tuple[Tensor]:
+        """Images `index` (B,), standardised channel by channel: (B, C, H, W) float32, alone in a tuple."""
+        mean, scale = (
+            torch.tensor(self.preprocessing[key], dtype=torch.float32, device=self.x.device).view(-1, 1, 1)
+            for key in ("mean", "scale")
+        )
+        return ((self.x[index].float() - mean) / scale,)
+
     def for_split(self, index: int) -> ImageData:
-        """The same data with statistics of the training part of split `index`."""
+        """The same images, standardised for split `index` (statistics from its training part only).
+
+        The data as loaded are standardised for split 0.
+        """
         if not 0 <= index < len(self.splits):
             raise DataError(
                 f"{self.name}: split {index} of {len(self.splits)}; expected 0 to {len(self.splits) - 1}"
             )
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "kind"}
-        return ImageData(**values | {"preprocessing": self._measured(index)})
+        if index == 0:
+            return self
+        return replace(self, preprocessing=self.preprocessing | statistics(self.x, self.splits[index].train))
 
-    def batch(self, index: Tensor) -> tuple[Tensor]:
-        """Images `index` (B,), standardised channel by channel: (B, C, H, W) float32."""
-        mean, scale = (torch.tensor(self.preprocessing[k]).view(-1, 1, 1) for k in ("mean", "scale"))
-        return ((self.x[index].float() - mean) / scale,)
-
-    def _measured(self, index: int) -> dict[str, Any]:
-        x = self.x[self.splits[index].train].transpose(0, 1).flatten(1).double()
-        scale = x.std(1, correction=0)
-        return self.preprocessing | {
-            "mean": x.mean(1).tolist(),
-            "scale": scale.where(scale > 0, 1.0).tolist(),
-        }
-
-
-def _fixed(x: Tensor, classes: list[str]) -> dict[str, Any]:
-    return {"kind": "images", "channels": x.shape[1], "size": list(x.shape[2:]), "classes": classes}
-
-
-def load_digits_images(*, splits: int, seed: int) -> ImageData:
-    """scikit-learn's 1797 digits, 8 x 8 in gray; 60 / 20 / 20 class by class."""
-    from sklearn import datasets
-
-    pixels, digit = datasets.load_digits(return_X_y=True)
-    x, y = torch.from_numpy(pixels.reshape(-1, 1, 8, 8).astype(np.uint8)), torch.from_numpy(digit).long()
-    drawn, classes = stratified(y, splits=splits, seed=seed), list(map(str, range(10)))
-    return ImageData("digits-images", "stratified", x, y, drawn, classes, _fixed(x, classes))
-
-
-def load_cifar_images(*, splits: int, seed: int, size: int | None, root: Path | None) -> ImageData:
-    """60,000 images of 32 x 32 in colour, re-encoded as JPEG: 45,000 / 5,000 / 10,000."""
-    arrays = cifar_images("RGB", root)
-    y, train = torch.from_numpy(arrays["y"]), torch.from_numpy(arrays["train"])
-    parts = thin(y, [train.nonzero().flatten(), (~train).nonzero().flatten()], size)
-    chosen = torch.cat(parts)
-    x = torch.from_numpy(arrays["x"][chosen.numpy()]).permute(0, 3, 1, 2).contiguous()
-    known, test = torch.arange(len(chosen)).split([len(part) for part in parts])
-    drawn = holdout(y[chosen], known, test, share=0.1, splits=splits, seed=seed)
-    notes = ["JPEG: images re-encoded with loss, figures are not those of the original CIFAR-10"]
-    if size is not None:
-        notes.append(f"{len(known)} training and {len(test)} test images drawn from 50000 and 10000")
-    classes = arrays["classes"].tolist()
-    return ImageData("cifar-images", "holdout", x, y[chosen], drawn, classes, _fixed(x, classes), notes)
-
-
-def load_own_images(
-    path: Path, *, protocol: str | None, splits: int | None, seed: int, labels_per_class: int | None
-) -> ImageData:
-    """A folder with one folder of images a class, or an `.npz` with `x` and `y` (and masks, as for nodes)."""
-    arrays = None if path.is_dir() else read_npz(path)
-    if arrays is None:
-        x, names, ids = _of_folder(path)
-        y, classes = encode(list(names), str(path))
-    else:
-        x, ids = _of_arrays(arrays), None
-        if "y" not in arrays.found:
-            raise DataError(f"{path} holds no labels; expected an array y, with -1 where unknown")
-        y, classes = _labels(arrays, len(x), None)
-    masks = None if arrays is None else splits_of(arrays, len(x))
-    protocol, drawn = own_splits(path, y, masks, protocol, splits, seed, labels_per_class)
-    unlabelled = int((y < 0).sum())
-    notes = [f"{unlabelled} images without label: in no split, predicted all the same"] if unlabelled else []
-    return ImageData(path.stem, protocol, x, y, drawn, classes, _fixed(x, classes), notes, ids)
-
-
-def new_images(path: Path, preprocessing: dict[str, Any]) -> ImageData:
-    """Images for a trained model: an `.npz`, one image, or a folder of images, in folders of classes or not."""
-    y, classes, ids = None, preprocessing["classes"], None
-    if path.suffix.lower() == ".npz":
-        arrays = read_npz(path)
-        x = _of_arrays(arrays)
-        if "y" in arrays.found:
-            y, classes = _labels(arrays, len(x), classes)
-    elif path.is_dir() and class_folders(path):
-        x, names, ids = _of_folder(path)
-        y, classes = encode(list(names), str(path), classes)
-    else:
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        if not files:
-            raise DataError(f"{path} holds no images; expected {', '.join(SUFFIXES)}")
-        x, ids = _stack(files, "RGB" if preprocessing["channels"] == 3 else "L"), [p.name for p in files]
-    if x.shape[1] != preprocessing["channels"]:
-        raise DataError(
-            f"{path} has images of {x.shape[1]} channels; the model was trained on {preprocessing['channels']}"
-        )
-    y = torch.full((len(x),), -1) if y is None else y
-    return ImageData(path.stem, "new", x, y, [], classes, preprocessing, ids=ids)
-
-
-def class_folders(path: Path) -> list[Path]:
-    """The folders in `path` that hold images, one for each class."""
-    folders = sorted(p for p in path.iterdir() if p.is_dir())
-    return [p for p in folders if any(q.suffix.lower() in SUFFIXES for q in p.iterdir())]
-
-
-def _of_folder(path: Path) -> tuple[Tensor, list[str], list[str]]:
-    """Images, the class of each, and their names."""
-    files = [
-        file
-        for folder in class_folders(path)
-        for file in sorted(folder.iterdir())
-        if file.suffix.lower() in SUFFIXES
-    ]
-    if not files:
-        raise DataError(
-            f"{path} holds no images; expected one folder of {', '.join(SUFFIXES)} for each class"
-        )
-    names = [file.parent.name for file in files]
-    return _stack(files, None), names, [f"{file.parent.name}/{file.name}" for file in files]
-
-
-def _stack(files: list[Path], mode: str | None) -> Tensor:
-    """Images of one size (N, C, H, W); without `mode` in gray where all are gray, else in colour."""
-    images = [open_image(file, mode) for file in files]
-    if mode is None and len({image.ndim for image in images}) > 1:
-        images = [image if image.ndim == 3 else np.repeat(image[..., None], 3, 2) for image in images]
-    for file, image in zip(files, images, strict=True):
-        if image.shape != images[0].shape:
+    def validate(self) -> None:
+        """Raise `DataError` on the first thing that is not as the class states."""
+        if self.x.dim() != 4 or self.x.dtype != torch.uint8 or not self.x.numel():
             raise DataError(
-                f"{file} is {image.shape[1]} x {image.shape[0]} pixels and {files[0].name} {images[0].shape[1]} x "
-                f"{images[0].shape[0]}; expected one size. Scale or cut them to it"
+                f"{self.name}: x is {tuple(self.x.shape)} {self.x.dtype}; expected (N, C, H, W) torch.uint8 with at least "
+                "one image, channel and pixel"
             )
-    x = np.stack(images)
-    x = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.ascontiguousarray(x))
+        n, channels = self.x.shape[:2]
+        for key in ("mean", "scale"):
+            given = self.preprocessing.get(key)
+            if not isinstance(given, list) or len(given) != channels:
+                raise DataError(
+                    f"{self.name}: preprocessing has {key} {given}; expected a list of {channels} numbers, one a channel"
+                )
+        if not all(scale > 0 for scale in self.preprocessing["scale"]):
+            raise DataError(
+                f"{self.name}: preprocessing has scale {self.preprocessing['scale']}; expected numbers above 0"
+            )
+        if self.ids is not None and len(self.ids) != n:
+            raise DataError(f"{self.name}: {len(self.ids)} ids for {n} images; expected one an image")
+        check_labels(self.name, self.y, n, len(self.classes))
+        for i, split in enumerate(self.splits):
+            where = f"{self.name}: split {i}" if len(self.splits) > 1 else self.name
+            check_split(where, split, self.y, self.classes, what="image")
 
 
-def _of_arrays(arrays: Arrays) -> Tensor:
-    """`x` (N, C, H, W), or (N, H, W, C) where the last dimension alone is 1 or 3: integers 0 to 255."""
-    if "x" not in arrays.found:
-        raise DataError(f"{arrays.place} holds no images; expected an array x (N, C, H, W) or (N, H, W, C)")
-    x, where = arrays.found["x"], arrays.origin["x"]
-    if x.ndim != 4 or not x.size:
-        raise DataError(f"{where} has shape {x.shape}; expected (N, C, H, W) or (N, H, W, C)")
-    if x.dtype.kind not in "iu" or x.min() < 0 or x.max() > 255:
-        low, high = (f"{value:.6g}" for value in (np.nanmin(x), np.nanmax(x)))
-        raise DataError(
-            f"{where} is {x.dtype} from {low} to {high}; expected integers from 0 to 255. Scale the images to that range"
-        )
-    if x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
-        x = x.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8))
+def statistics(x: Tensor, train: Tensor) -> dict[str, list[float]]:
+    """`mean` and `scale` (deviation; 1 for a constant channel) of every channel over the pixels of the images `train`."""
+    means, scales = [], []
+    levels = torch.arange(256, dtype=torch.float64)
+    for channel in x.unbind(1):
+        counts = torch.bincount(channel[train].flatten(), minlength=256).double()
+        total = counts.sum()
+        mean = (counts @ levels) / total
+        scale = ((counts @ (levels - mean).square()) / total).sqrt()
+        means.append(float(mean))
+        scales.append(float(scale) or 1.0)
+    return {"mean": means, "scale": scales}
 
 
-def _labels(arrays: Arrays, n: int, classes: list[str] | None) -> tuple[Tensor, list[str]]:
-    where = arrays.origin["y"]
-    cells = cells_of_array(arrays.found["y"], where)
-    if len(cells) != n:
-        raise DataError(
-            f"{where} has {len(cells)} labels for {n} images; expected {n} (first: {some(cells, 3)})"
-        )
-    return encode(cells, where, classes)
+def image_data(
+    *,
+    name: str,
+    protocol: str,
+    x: Tensor,
+    y: Tensor,
+    splits: list[Split],
+    classes: list[str],
+    notes: list[str],
+    ids: list[str] | None = None,
+) -> ImageData:
+    """Images to train on, standardised for their first split."""
+    fixed: dict[str, Any] = {"kind": "images", "classes": classes}
+    fixed |= {"channels": x.shape[1], "size": list(x.shape[2:])}
+    return ImageData(
+        name=name,
+        protocol=protocol,
+        x=x,
+        y=y,
+        splits=splits,
+        classes=classes,
+        preprocessing=fixed | statistics(x, splits[0].train),
+        notes=notes,
+        ids=ids,
+    )

@@ -1,5 +1,5 @@
-"""What data are there: nodes, sequences, text, episodes? Told from the name or the path alone, without torch and without
-reading the data."""
+"""What data are there: nodes, sequences, images, text, episodes? Told from the name or the path alone, without torch and
+without reading the data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pathlib import Path
 
 from .catalog import CATALOG, Kind
 from .errors import DataError, nearest
+
+IMAGE_FILES = (".png", ".jpg", ".jpeg")
+_ARRAY_FILES = (".npy", ".npz", ".csv")
+
 
 TASKS: dict[str, Kind] = {
     "nodes": "nodes",
@@ -24,8 +28,10 @@ def kind(source: str | Path, task: str | None = None) -> Kind:
     """Whether `load(source)` gives `NodeData`, `SequenceData`, `ImageData`, `TextData` or, for control, `EpisodeData`.
 
     Sequences are the named sets of that kind, `.ts` files, folders that hold some, and an `.npz` with `ptr` or an `x`
-    of three dimensions. Images are a folder of folders of them, and an `.npz` with an `x` of four. Control are the named sets of that kind and an `.npz` with `observations` or `observation_0`. A file
-    is a text where `task` says so. What is not there or cannot be read counts as nodes: `load` says what is wrong with it.
+    of three dimensions. Images are the named sets, an `.npz` with an `x` of four dimensions, image files, and folders
+    with image files in them or in their folders, but no arrays. Control are the named sets of that kind and an `.npz` with
+    `observations` or `observation_0`. A file is a text where `task` says so. What is not there or cannot be read counts as nodes:
+    `load` says what is wrong with it.
     """
     if isinstance(source, str) and source.lower() in CATALOG:
         return CATALOG[source.lower()].kind
@@ -36,18 +42,29 @@ def kind(source: str | Path, task: str | None = None) -> Kind:
     path = Path(source).expanduser()
     try:
         if path.is_dir():
-            if any(p.suffix.lower() == ".ts" for p in path.iterdir()):
-                return "sequences"
-            inside = (q for p in path.iterdir() if p.is_dir() for q in p.iterdir())
-            return "images" if any(q.suffix.lower() in (".png", ".jpg", ".jpeg") for q in inside) else "nodes"
+            return _of_folder(path)
         if path.suffix.lower() == ".npz":
-            return _kind_of_arrays(path)
-        return "sequences" if path.suffix.lower() == ".ts" else "nodes"
+            return _of_arrays(path)
     except (OSError, ValueError, SyntaxError, KeyError, zipfile.BadZipFile):
         return "nodes"
+    if path.suffix.lower() in IMAGE_FILES:
+        return "images"
+    return "sequences" if path.suffix.lower() == ".ts" else "nodes"
 
 
-def _kind_of_arrays(path: Path) -> Kind:
+def _of_folder(path: Path) -> Kind:
+    inside = list(path.iterdir())
+    suffixes = {p.suffix.lower() for p in inside}
+    if ".ts" in suffixes:
+        return "sequences"
+    if not suffixes.isdisjoint(_ARRAY_FILES):
+        return "nodes"
+    below = (p for folder in inside if folder.is_dir() for p in folder.iterdir())
+    found = not suffixes.isdisjoint(IMAGE_FILES) or any(p.suffix.lower() in IMAGE_FILES for p in below)
+    return "images" if found else "nodes"
+
+
+def _of_arrays(path: Path) -> Kind:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if "observations.npy" in names or "observation_0.npy" in names:

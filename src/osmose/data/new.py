@@ -1,4 +1,4 @@
-"""New rows for a trained model, prepared with the statistics of its training data."""
+"""New rows, sequences or images for a trained model, prepared with the statistics of its training data."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .arrays import Arrays, read_features
 from .errors import DataError, some
 from .graph import canonical, knn_graph
 from .images import ImageData
+from .kind import IMAGE_FILES
 from .labels import cells_of_text, encode
 from .node import NodeData
 from .own import read_arrays, read_edges
@@ -30,18 +31,15 @@ def load_new_source(
     kind = preprocessing.get("kind")
     if kind not in ("named", "arrays", "table", "sequences", "images"):
         raise DataError(
-            f"preprocessing is of kind {kind!r}; expected 'named', 'arrays', 'table', 'sequences' or 'images', as `load` gives it"
+            f"preprocessing is of kind {kind!r}; expected 'named', 'arrays', 'table', 'sequences' or 'images', as `load` "
+            "gives it"
         )
-    if kind == "images":
-        from .images import new_images
-
+    if kind in ("sequences", "images"):
         if edges is not None:
             raise DataError(
-                f"edges = {edges}, but the model was trained on images, which have none; leave it out"
+                f"edges = {edges}, but the model was trained on {kind}, which have none; leave it out"
             )
-        return new_images(existing_source(source), preprocessing)
-    if kind == "sequences":
-        return _sequences(source, preprocessing, edges)
+        return (_sequences if kind == "sequences" else _images)(source, preprocessing)
     name = named(source)
     if name is not None:
         return _whole_set(name, preprocessing, edges, root)
@@ -53,11 +51,7 @@ def load_new_source(
     return _arrays(path, preprocessing, edges)
 
 
-def _sequences(source: str | Path, preprocessing: dict[str, Any], edges: Path | None) -> SequenceData:
-    if edges is not None:
-        raise DataError(
-            f"edges = {edges}, but the model was trained on sequences, which have none; leave it out"
-        )
+def _sequences(source: str | Path, preprocessing: dict[str, Any]) -> SequenceData:
     form = preprocessing["form"]
     other = {"series": "a .ts file or ", "bytes": "a CSV with a column 'text' or "}.get(form, "")
     wanted = f"new sequences as {other}an .npz"
@@ -78,6 +72,19 @@ def _sequences(source: str | Path, preprocessing: dict[str, Any], edges: Path | 
 
         return new_sequence_arrays(path, preprocessing)
     raise DataError(f"{path}: the model was trained on sequences; expected {wanted}")
+
+
+def _images(source: str | Path, preprocessing: dict[str, Any]) -> ImageData:
+    wanted = "new images as an .npz, a .png or .jpg file, or a folder of them"
+    name = named(source)
+    if name is not None:
+        raise DataError(f"{name!r} is a named data set; expected {wanted}")
+    path = existing_source(source)
+    if not path.is_dir() and path.suffix.lower() not in (".npz", *IMAGE_FILES):
+        raise DataError(f"{path}: the model was trained on images; expected {wanted}")
+    from .own_images import new_images
+
+    return new_images(path, preprocessing)
 
 
 def _whole_set(name: str, preprocessing: dict[str, Any], edges: Path | None, root: Path | None) -> NodeData:

@@ -15,7 +15,7 @@ from .graph import knn_graph
 
 @dataclass(repr=False)
 class Split:
-    """Indices of the nodes or sequences to train on, to choose the epoch with, and to report."""
+    """Indices of the nodes, sequences or images to train on, to choose the epoch with, and to report."""
 
     train: Tensor
     valid: Tensor

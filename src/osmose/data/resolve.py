@@ -35,7 +35,7 @@ def existing_source(source: str | Path) -> Path:
         raise DataNotFoundError(f"{text!r} does not exist (working folder: {Path.cwd()}); check the path")
     raise DataNotFoundError(
         f"{text!r} is neither a known data set nor a path{nearest(text, CATALOG)}; known: {', '.join(CATALOG)}. "
-        "Your own data: the path of a .csv, an .npz, a .ts or a folder"
+        "Your own data: the path of a .csv, an .npz, a .ts, a folder of arrays, or one with a folder of images for each class"
     )
 
 
@@ -63,7 +63,6 @@ def load_source(
     found = kind(source, task)
     if name is not None and task is not None:
         raise DataError(f"{where}: task is {task!r}, but this is a named data set; leave task out")
-    data: NodeData | SequenceData | ImageData
     if name not in _SIZED:
         reject(where, {"size": taking["size"]}, ", ".join(_SIZED))
     if name != "imdb" and found != "text":
@@ -73,17 +72,24 @@ def load_source(
     if found != "nodes":
         given = table_only | {"edges": edges, "directed": directed or None, "knn": drawing["knn"]}
         reject(where, given, f"tables and graphs, not for {found}")
+        if name is None:
+            reject(where, {"root": root}, "public data sets")
     if found in ("text", "control"):
         reject(where, {"labels_per_class": drawing["labels_per_class"]}, "data with labels")
     if found == "text":
-        return _load_text(source, name, where, protocol, root, taking["length"])
+        return _load_text(source, name, protocol, root, taking["length"])
     if found == "control":
         from . import load_episodes
 
         how = {"protocol": protocol, "splits": splits, "seed": drawing["seed"], "root": root}
         return load_episodes(source, env=taking["env"], **how)
+    data: NodeData | SequenceData | ImageData
     if found in ("sequences", "images"):
-        data = _load_labelled(found, source, name, where, protocol, splits, root, drawing | taking)
+        if name is not None:
+            labels = drawing["labels_per_class"]
+            reject(where, {"labels_per_class": labels}, "protocols that draw splits by label")
+        load = _load_sequences if found == "sequences" else _load_images
+        data = load(source, name, protocol, splits, root, drawing | taking)
     elif name is not None:
         reject(where, table_only | {"edges": edges, "directed": directed or None}, "the user's own data")
         raw = None if root is None else Path(root)
@@ -114,7 +120,6 @@ def _load_own(path: Path, table: dict[str, Any], own: dict[str, Any]) -> NodeDat
 def _load_text(
     source: str | Path,
     name: str | None,
-    where: str,
     protocol: str | None,
     root: str | Path | None,
     length: int | None,
@@ -124,29 +129,21 @@ def _load_text(
     if name is not None:
         raw = None if root is None else Path(root)
         return load_tinyshakespeare(protocol=choose_protocol(name, protocol), length=length, root=raw)
-    reject(where, {"root": root}, "public data sets")
     return load_text(existing_source(source), protocol=protocol, length=length)
 
 
-def _load_labelled(
-    found: str,
+def _load_sequences(
     source: str | Path,
     name: str | None,
-    where: str,
     protocol: str | None,
     splits: int | None,
     root: str | Path | None,
     drawing: dict[str, Any],
-) -> SequenceData | ImageData:
+) -> SequenceData:
     labels, seed = drawing["labels_per_class"], drawing["seed"]
     if name is None:
-        reject(where, {"root": root}, "public data sets")
         path = existing_source(source)
         how = {"protocol": protocol, "splits": splits, "seed": seed, "labels_per_class": labels}
-        if found == "images":
-            from .images import load_own_images
-
-            return load_own_images(path, **how)
         if path.suffix.lower() == ".npz" and not path.is_dir():
             from .sequence_arrays import load_sequence_arrays
 
@@ -154,7 +151,6 @@ def _load_labelled(
         from .uea import load_ts
 
         return load_ts(path, **how)
-    reject(where, {"labels_per_class": labels}, "protocols that draw splits by label")
     protocol = choose_protocol(name, protocol)
     number = CATALOG[name].splits if splits is None else splits
     common: dict[str, Any] = {"splits": number, "seed": seed}
@@ -171,14 +167,6 @@ def _load_labelled(
         from .pixels import load_digits_pixels
 
         return load_digits_pixels(**common)
-    if name == "digits-images":
-        from .images import load_digits_images
-
-        return load_digits_images(**common)
-    if name == "cifar-images":
-        from .images import load_cifar_images
-
-        return load_cifar_images(**common, size=size, root=raw)
     if name == "cifar-pixels":
         from .pixels import load_cifar_pixels
 
@@ -186,6 +174,32 @@ def _load_labelled(
     from .uea import load_uea
 
     return load_uea(name, protocol, **common, root=raw)
+
+
+def _load_images(
+    source: str | Path,
+    name: str | None,
+    protocol: str | None,
+    splits: int | None,
+    root: str | Path | None,
+    drawing: dict[str, Any],
+) -> ImageData:
+    labels, seed = drawing["labels_per_class"], drawing["seed"]
+    if name is None:
+        from .own_images import load_images
+
+        path = existing_source(source)
+        return load_images(path, protocol=protocol, splits=splits, seed=seed, labels_per_class=labels)
+    choose_protocol(name, protocol)
+    common: dict[str, Any] = {"splits": CATALOG[name].splits if splits is None else splits, "seed": seed}
+    if name == "digits-images":
+        from .pixels import load_digits_images
+
+        return load_digits_images(**common)
+    from .pixels import load_cifar_images
+
+    raw = None if root is None else Path(root)
+    return load_cifar_images(**common, size=drawing["size"], root=raw)
 
 
 def reject(where: str, arguments: dict[str, Any], belongs: str) -> None:

@@ -1,7 +1,8 @@
 """One readable file for each model family, and ``build``, which makes one from its settings.
 
 Every model of nodes is called as ``model(x, graph, batch=...)`` where the graph is None, an edge index, or what
-``model.prepare_graph`` made of one; every model of sequences as ``model(values, lengths)``, of images as ``model(images)``; a language model as ``model(ids)``.
+``model.prepare_graph`` made of one; every model of sequences as ``model(values, lengths)``, of images as ``model(images, sizes)``;
+a language model as ``model(ids)``.
 """
 
 from __future__ import annotations

@@ -258,19 +258,6 @@ class DecisionModel(nn.Module):
                 f"{self.timesteps.num_embeddings - 1}. Raise max_episode, or train with max_episode=None."
             )
 
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Without dropout; the mode is as it was afterwards."""
-    training = module.training
-    if training:
-        module.eval()
-    try:
-        yield
-    finally:
-        if training:
-            module.train()
-
     @classmethod
     def from_official(cls, checkpoint: Checkpoint, *, num_heads: int, **settings: Any) -> DecisionModel:
         """A model with the weights of the authors' decision model (``DecisionTransformer`` around Flow-Attention).
@@ -322,3 +309,16 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
         ).to(state["embed_state.weight"].dtype)
         model.load_state_dict(found)
         return model
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Without dropout; the mode is as it was afterwards."""
+    training = module.training
+    if training:
+        module.eval()
+    try:
+        yield
+    finally:
+        if training:
+            module.train()
