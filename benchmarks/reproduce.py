@@ -161,7 +161,7 @@ SETS: dict[str, Entry] = {
     "tinyshakespeare": Entry(
         "tinyshakespeare, next character", DataConfig("tinyshakespeare", length=128), splits=1, **_SERIES
     ),
-    "digits-images": Entry("Digits as images", DataConfig("digits-images"), splits=3, **_SERIES),
+    "digits-images": Entry("Digits as images", DataConfig("digits-images"), **_SERIES),
     "cifar-images": Entry(
         "CIFAR-10 in colour (JPEG), 7,500 training images",
         DataConfig("cifar-images", size=9_000),

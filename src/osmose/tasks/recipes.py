@@ -62,10 +62,10 @@ _TEXT = {
     "splits": 1,
 }
 
-_IMAGE_MODEL = {"hidden": 48, "layers": 2, "stages": 2, "heads": 4, "dropout": 0.0}
+_IMAGE_MODEL = {"hidden": 48, "layers": 2, "stages": 2, "heads": 4, "dropout": 0.0, "patch": 2}
 _IMAGES = {
     "optimizer": "adamw",
-    "lr": 1e-3,
+    "lr": 2e-3,
     "weight_decay": 0.05,
     "batch_size": 32,
     "clip": 1.0,
@@ -147,8 +147,13 @@ _RECIPES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "listops": {"*": (_SEQUENCE_MODEL | {"patch": 1}, _SYMBOLS | {"epochs": 5})},
     "cifar-pixels": {"*": (_SEQUENCE_MODEL | {"patch": 4}, _SYMBOLS | {"epochs": 10})},
     "tinyshakespeare": {"*": (_TEXT_MODEL, _TEXT | {"epochs": 5})},
-    "digits-images": {"*": (_IMAGE_MODEL, _IMAGES | {"epochs": 20, "batch_size": 16, "warmup": 0.05})},
-    "cifar-images": {"*": (_IMAGE_MODEL | {"patch": 2}, _IMAGES | {"epochs": 10})},
+    "digits-images": {
+        "*": (
+            _IMAGE_MODEL | {"hidden": 32, "layers": 1},
+            _IMAGES | {"lr": 4e-3, "epochs": 10, "batch_size": 16, "splits": 5},
+        )
+    },
+    "cifar-images": {"*": (_IMAGE_MODEL, _IMAGES | {"epochs": 8})},
     "hopper": {"*": (_CONTROL_MODEL, _CONTROL)},
     "half-cheetah": {"*": (_CONTROL_MODEL, _CONTROL)},
     "walker2d": {"*": (_CONTROL_MODEL, _CONTROL)},
@@ -163,7 +168,7 @@ _RECIPES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
 # Of the user's own sequences and texts.
 _OWN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sequences": (_SEQUENCE_MODEL, _SERIES | {"epochs": 60, "splits": 1}),
-    "images": (_IMAGE_MODEL | {"patch": 2}, _IMAGES | {"epochs": 30}),
+    "images": (_IMAGE_MODEL, _IMAGES | {"epochs": 30}),
     "text": (_TEXT_MODEL, _TEXT | {"epochs": 5}),
     "control": (_CONTROL_MODEL, _CONTROL),
 }
