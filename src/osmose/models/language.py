@@ -136,21 +136,9 @@ class LanguageModel(nn.Module):
             blocks.append(after)
         return self._logits(x), LanguageState(state.length + n, tuple(blocks))
 
-    def generate(
-        self,
-        prompt: Tensor,
-        length: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """``prompt (B, n)`` and ``length`` tokens more, ``(B, n + length)``: those of :meth:`stream`."""
-        tokens = self.stream(
-            prompt, length, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
-        )
-        return torch.cat([prompt, *tokens], -1)
+    def generate(self, prompt: Tensor, length: int, **how: Any) -> Tensor:
+        """``prompt (B, n)`` and ``length`` tokens more, ``(B, n + length)``: those of :meth:`stream`, with its arguments."""
+        return torch.cat([prompt, *self.stream(prompt, length, **how)], -1)
 
     def stream(
         self,
