@@ -60,6 +60,19 @@ def test_reordered_states_continue_other_texts(mixer):
     torch.testing.assert_close(logits, lm(tokens[index])[:, 20:], atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("mixer", STATEFUL)
+def test_beyond_the_context_it_goes_on_from_the_last_half(mixer):
+    lm = model(mixer, max_length=8)
+    out = lm.generate(text(5), 30, temperature=0, context=8)
+    seen = 5  # tokens that the state holds
+    for i in range(5, 35):
+        start = i - seen
+        assert torch.equal(lm(out[:, start:i])[:, -1].argmax(-1), out[:, i]), i
+        seen = 4 if seen == 8 else seen + 1
+    longer = lm.generate(text(20), 2, temperature=0, context=8)
+    assert torch.equal(lm(longer[:, 16:20])[:, -1].argmax(-1), longer[:, 20])
+
+
 def test_generation_is_seeded_and_leaves_the_mode():
     lm = model().train()
     draws = [lm.generate(text(5), 8, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
@@ -105,6 +118,7 @@ def test_padding_changes_nothing():
         (lambda lm: lm.generate(text(3), -1), "length -1"),
         (lambda lm: lm.generate(text(3), 1, top_p=1.5), "top_p in"),
         (lambda lm: lm.generate(text(3), 1, top_k=0), "top_k >= 1"),
+        (lambda lm: lm.generate(text(3), 1, context=0), "context is 0"),
         (lambda lm: model(max_length=8).generate(text(6), 5), "learned 8 positions"),
         (lambda lm: model("diffusion").generate(text(3), 1), "has no state"),
         (lambda lm: LanguageModel(11, 16, 1, 2, mixer="diffusion-sigmoid"), "causal"),

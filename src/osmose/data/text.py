@@ -151,14 +151,15 @@ def load_text(path: Path, *, name: str | None = None, protocol: str | None, leng
     symbols, ids = np.unique(codes, return_inverse=True)
     alphabet = symbols.astype(np.uint32).tobytes().decode("utf-32-le")
     values = torch.from_numpy(ids.astype(np.uint8 if len(symbols) <= 256 else np.int32))
+    window = WINDOW if length is None else length
     return TextData(
         name=name or path.stem,
         protocol=protocol,
         values=values,
         alphabet=alphabet,
-        window=WINDOW if length is None else length,
+        window=window,
         splits=[_cut(len(values), *_SHARES[protocol])],
-        preprocessing={"kind": "text", "alphabet": alphabet},
+        preprocessing={"kind": "text", "alphabet": alphabet, "window": window},
         notes=[],
     )
 

@@ -148,6 +148,7 @@ class LanguageModel(nn.Module):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        context: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[Tensor]:
         """``length`` tokens ``(B, 1)`` after ``prompt (B, n)``, one by one as they are drawn, without dropout.
@@ -156,12 +157,14 @@ class LanguageModel(nn.Module):
             temperature: divides the logits; 0 takes the likeliest token.
             top_k: only the k likeliest tokens.
             top_p: only the likeliest tokens that together have at least this probability.
+            context: when the text grows beyond it, go on from the last half of it, read anew. A model that was trained on
+                windows is lost beyond their length. None: go on from the whole text.
             generator: of the random choice.
 
         Raises:
             ValueError: an empty prompt, settings out of range, or more tokens than learned positions.
 
-        Cost: with ``flow`` and ``linear`` the same time and memory for every token.
+        Cost: with ``flow`` and ``linear`` the same time and memory for every token, with ``context`` on the average.
         """
         if prompt.ndim != 2 or not prompt.shape[1]:
             raise ValueError(
@@ -172,18 +175,25 @@ class LanguageModel(nn.Module):
                 f"generate: length {length}, temperature {temperature}, top_k {top_k}, top_p {top_p}; expected length and "
                 "temperature >= 0, top_k >= 1, top_p in (0, 1]."
             )
+        if context is not None and context < 1:
+            raise ValueError(f"generate: context is {context}; expected 1 or more tokens, or None.")
         if self.positions is not None:
-            self._check_positions(prompt.shape[1] + max(length - 1, 0))
-        return self._stream(prompt, length, temperature, top_k, top_p, generator)
+            longest = prompt.shape[1] + max(length - 1, 0)
+            self._check_positions(longest if context is None else min(longest, context))
+        return self._stream(prompt, length, context, temperature, top_k, top_p, generator)
 
-    def _stream(self, text: Tensor, length: int, *how: Any) -> Iterator[Tensor]:
-        training, state = self.training, self.start(len(text))
+    def _stream(self, text: Tensor, length: int, context: int | None, *how: Any) -> Iterator[Tensor]:
+        training, state, seen, past = self.training, self.start(len(text)), 0, text
         try:
             for _ in range(length):
+                if context is not None and seen + text.shape[1] > context:
+                    text, state, seen = past[:, -max(context // 2, 1) :], self.start(len(text)), 0
                 self.eval()
                 with torch.no_grad():
                     logits, state = self.step(text, state)
-                    text = choose(logits[:, -1], *how)
+                    seen, text = seen + text.shape[1], choose(logits[:, -1], *how)
+                if context is not None:
+                    past = torch.cat([past, text], 1)[:, -context:]
                 yield text
         finally:
             self.train(training)

@@ -22,7 +22,8 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """`length` symbols after `prompt`, one by one as they are drawn; see `LanguageModel.stream`.
+    """`length` symbols after `prompt`, one by one as they are drawn, from a context of at most the windows that the model was
+    trained on; see `LanguageModel.stream`.
 
     Raises ValueError for a run of another kind, an empty prompt, symbols that the model has not seen, and settings out of
     range, all before the first symbol is drawn.
@@ -39,6 +40,7 @@ def generate(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        context=saved.preprocessing["window"],
         generator=torch.Generator().manual_seed(seed),
     )
     return (decode(token[0], saved.preprocessing) for token in tokens)
