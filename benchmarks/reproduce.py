@@ -173,8 +173,8 @@ SETS: dict[str, Entry] = {
         "IMDB as bytes, a fifth of the reviews", DataConfig("imdb", size=10_000), splits=1, **_SERIES
     ),
     "listops": Entry(
-        "ListOps, a tenth of the expressions, four symbols to a token, three epochs",
-        DataConfig("listops", size=10_000),
+        "ListOps, 5,000 expressions, four symbols to a token, three epochs",
+        DataConfig("listops", size=5_000),
         splits=1,
         overrides=(("patch", 4), ("epochs", 3)),
         **_SERIES,
