@@ -19,7 +19,8 @@ class PredictCommand:
     run: tyro.conf.Positional[Path]
     """folder of the run"""
     data: tyro.conf.Positional[str | None] = None
-    """new rows or nodes, in the format of the training data, labels optional; without it, all nodes of the run's data"""
+    """new rows, nodes, sequences or images, in the format of the training data, labels optional; without it, all of the
+    run's data"""
     edges: Path | None = None
     """edge list of the new nodes"""
     out: Path = Path("predictions.csv")
