@@ -212,7 +212,8 @@ def _finish(comparison: Comparison, path: Path, data: Data, rows: list[dict[str,
         "models": rows,
         "notes": data.notes,
     }
-    title = f"{data.name} ({data.protocol}), {comparison.splits} splits"
+    number = comparison.splits
+    title = f"{data.name} ({data.protocol}), {number} split{'s' if number > 1 else ''}"
     figures.comparison(rows, report_of(data), path / "figures" / "comparison.png", title)
     replace_file(path / "table.md", table(result).encode())
     _write(path / "result.json", result)

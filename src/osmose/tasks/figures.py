@@ -54,7 +54,8 @@ def comparison(rows: list[dict[str, Any]], report: Report, path: Path, title: st
         mean, deviation = scale * summary["mean"], scale * (summary["sd"] or 0.0)
         colour = _COLOURS[place % len(_COLOURS)]
         axes.bar(place, mean, width=0.62, color=colour, alpha=0.35, edgecolor=colour)
-        axes.errorbar(place, mean, yerr=deviation, color="black", capsize=5, lw=1.2)
+        if summary["sd"] is not None:
+            axes.errorbar(place, mean, yerr=deviation, color="black", capsize=5, lw=1.2)
         points = [scale * value for value in row["values"]]
         steps = [place + 0.36 * (i + 0.5) / len(points) - 0.18 for i in range(len(points))]
         axes.plot(steps, points, "o", color=colour, ms=5, mec="white", mew=0.6)
@@ -72,7 +73,7 @@ def comparison(rows: list[dict[str, Any]], report: Report, path: Path, title: st
     axes.set_xticks(range(len(rows)), [row["model"] for row in rows])
     better = "" if measure.higher else ", lower is better"
     axes.set_ylabel(
-        f"{name.split('_')[0]} {measure.title}, {measure.unit}{better} (axis does not start at 0)"
+        f"{name.split('_')[0]} {measure.title}, {measure.unit}{better}\n(axis does not start at 0)"
     )
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path, title)
