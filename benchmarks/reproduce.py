@@ -163,12 +163,12 @@ SETS: dict[str, Entry] = {
     ),
     "digits-images": Entry("Digits as images", DataConfig("digits-images"), **_SERIES),
     "cifar-images": Entry(
-        "CIFAR-10 in colour (JPEG), 7,500 training images",
+        "CIFAR-10 in colour (JPEG), 6,750 training images",
         DataConfig("cifar-images", size=9_000),
         splits=1,
         **_SERIES,
     ),
-    "hopper": Entry("Hopper-v4, two expert episodes", DataConfig("hopper"), splits=3, **_SERIES),
+    "hopper": Entry("Hopper-v4, two expert episodes", DataConfig("hopper"), splits=2, **_SERIES),
     "imdb": Entry(
         "IMDB as bytes, a fifth of the reviews", DataConfig("imdb", size=10_000), splits=1, **_SERIES
     ),

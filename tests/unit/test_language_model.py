@@ -118,6 +118,7 @@ def test_padding_changes_nothing():
         (lambda lm: lm.generate(text(3), -1), "length -1"),
         (lambda lm: lm.generate(text(3), 1, top_p=1.5), "top_p in"),
         (lambda lm: lm.generate(text(3), 1, top_k=0), "top_k >= 1"),
+        (lambda lm: lm.generate(text(3), 1, top_p=0.0), "top_p in"),
         (lambda lm: lm.generate(text(3), 1, context=0), "context is 0"),
         (lambda lm: model(max_length=8).generate(text(6), 5), "learned 8 positions"),
         (lambda lm: model("diffusion").generate(text(3), 1), "has no state"),

@@ -134,11 +134,13 @@ def test_generation_is_that_of_the_model_and_repeats(source, tmp_path):
         with torch.no_grad():
             logits = saved.model(encode(text, saved.preprocessing)[None])
         text += decode(logits[0, -1:].argmax(-1), saved.preprocessing)
-    assert "".join(generate(folder, "abcd e", 20, temperature=0)) == text[6:]
+    assert "".join(generate(folder, "abcd e", 20, temperature=0)[1]) == text[6:]
     draw = [
-        "".join(generate(folder, "ab", 30, temperature=1.5, top_k=5, top_p=0.95, seed=s)) for s in (0, 0, 1)
+        "".join(generate(folder, "ab", 30, temperature=1.5, top_k=5, top_p=0.95, seed=s)[1])
+        for s in (0, 0, 1)
     ]
     assert draw[0] == draw[1] != draw[2]
+    assert generate(folder, None, 3)[0] == " ", "a text without line breaks"
     for arguments, says in (
         (("", 3), "the prompt is empty"),
         (("Z", 3), "has not seen: 'Z'"),
@@ -168,9 +170,17 @@ def test_the_verbs(source, tmp_path, monkeypatch, capsys):
     told = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in told["models"]] == ["flowformer", "transformer", "linear-transformer"]
     table = (tmp_path / "runs/compare-verse/table.md").read_text()
-    assert "| model | test, cross-entropy (nats) | valid, cross-entropy (nats) |" in table
+    assert "| model | test, nats | valid, nats |" in table
+    with pytest.raises(SystemExit):
+        main(["train", "text", "--help"])
+    assert "(default: adamw)" in capsys.readouterr().out
     for words, says in (
-        (["train", "text"], "text needs a file: osmose train text --data FILE"),
+        (["train", str(source)], "If it is a text and no table: osmose train text --data verse.txt"),
+        (
+            ["compare", "text", "--data", str(source), "--models", "flowformer", "gcn"],
+            "gcn is a model of nodes",
+        ),
+        (["train", "text"], "text needs a file: text --data FILE"),
         (["train", "cora", "--data", "x"], "TASK is 'cora'; expected what it holds"),
         (["train", "text", "--data", "nowhere.txt"], "does not exist"),
         (["train", "text", "--data", str(source), "--model", "gcn"], "gcn is a model of nodes or rows"),

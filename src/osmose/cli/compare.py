@@ -120,7 +120,7 @@ def _print(result: dict[str, Any], *, json: bool) -> None:
         )
     for row in cells(result):
         table.add_row(*row)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     console.print(table)
     console.print(how(result))
     console.print(f"figure: {result['figure']}", soft_wrap=True)

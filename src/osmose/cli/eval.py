@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from osmose.cli.options import FlatOutput, Output, parse, print_json
 
+if TYPE_CHECKING:
+    from osmose.tasks.measures import Measure
+
 
 @dataclass(frozen=True)
 class EvalCommand:
-    """Load the run's data and best model, and measure training, validation and test nodes of its split."""
+    """Load the run's data and best model, and measure the parts of its split; on episodes of control, play some."""
 
     run: tyro.conf.Positional[Path]
     """folder of the run"""
@@ -32,14 +36,20 @@ def main(arguments: list[str]) -> None:
     print(
         f"{found['source']} ({found['protocol']}), {found['model']}, split {found['split']}, epoch {found['epoch']}"
     )
-    from osmose.tasks.measures import ACCURACY, CROSS_ENTROPY, MACRO_F1
+    from osmose.tasks.measures import ACCURACY, CROSS_ENTROPY, MACRO_F1, REPORTS
 
+    known = found.get("recorded", {})
+
+    def told(name: str, measure: Measure) -> str:
+        recorded = f" (the run recorded {measure.text(known[name])})" if name in known else ""
+        return f"{measure.title} {measure.text(found[name])} {measure.unit}{recorded}"
+
+    if found["kind"] in ("control", "returns", "actions"):
+        for name, measure in REPORTS[found["kind"]].named().items():
+            print(f"  {name.split('_')[0]:<6} {told(name, measure)}")
+        return
     for part in ("train", "valid", "test"):
-        measures = [one for one in (ACCURACY, MACRO_F1, CROSS_ENTROPY) if f"{part}_{one.key}" in found]
-        if not measures:
-            continue
-        texts = [f"{one.title} {one.text(found[f'{part}_{one.key}'])} {one.unit}" for one in measures]
-        if "recorded" in found:
-            first = measures[0]
-            texts[0] += f" (the run recorded {first.text(found['recorded'][f'{part}_{first.key}'])})"
-        print(f"  {part:<6} " + "   ".join(texts))
+        measures = {f"{part}_{one.key}": one for one in (ACCURACY, MACRO_F1, CROSS_ENTROPY)}
+        texts = [told(name, one) for name, one in measures.items() if name in found]
+        if texts:
+            print(f"  {part:<6} " + "   ".join(texts))

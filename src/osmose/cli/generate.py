@@ -17,8 +17,8 @@ class GenerateCommand:
 
     run: tyro.conf.Positional[Path]
     """folder of the run"""
-    prompt: str = "\n"
-    """the text to go on with"""
+    prompt: str | None = None
+    """the text to go on with; without it a line break, or the first symbol that the model knows"""
     length: int = 500
     """symbols to add"""
     temperature: float = 0.8
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     from osmose.tasks.generate import generate
     from osmose.tasks.run_folder import RunFolder
 
-    symbols = generate(
+    prompt, symbols = generate(
         RunFolder(command.run),
         command.prompt,
         command.length,
@@ -48,11 +48,10 @@ def main(arguments: list[str]) -> None:
         seed=command.seed,
     )
     if command.output.json:
-        print_json({"prompt": command.prompt, "text": "".join(symbols)})
+        print_json({"prompt": prompt, "text": "".join(symbols)})
         return
-    for place, symbol in enumerate(symbols):
-        if place == 0:
-            sys.stdout.write(command.prompt)
+    sys.stdout.write(prompt)
+    for symbol in symbols:
         sys.stdout.write(symbol)
         sys.stdout.flush()
     print()

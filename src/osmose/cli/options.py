@@ -38,11 +38,13 @@ class DataOptions(DataConfig):
                 raise ValueError(
                     f"--data {self.data}: TASK is {self.source!r}; expected what it holds: {', '.join(words)}"
                 )
+            if not Path(self.data).expanduser().exists():
+                raise FileNotFoundError(
+                    f"--data {self.data} does not exist (working folder: {Path.cwd()}); check the path"
+                )
             values |= {"source": self.data, "task": self.source}
         elif self.source in words and not Path(self.source).exists():
-            raise ValueError(
-                f"{self.source} needs a file: osmose train {self.source} --data FILE, or name a data set"
-            )
+            raise ValueError(f"{self.source} needs a file: {self.source} --data FILE, or name a data set")
         if values["task"] is None and _named(values["source"]):
             values["source"] = values["source"].lower()
         elif Path(values["source"]).exists():
@@ -97,11 +99,11 @@ def parse_with_recipe(
 ) -> T:
     """Parse, look up the defaults that belong to what was chosen, and parse again on top of them.
 
-    `adapt` gives the options' defaults for a parse result; `first` makes options for a source, used so that
-    `osmose VERB TASK --help` shows the recipe of that task.
+    `adapt` gives the options' defaults for a parse result; `first` makes options for a source or a kind of data, used so
+    that `osmose VERB TASK --help` shows the recipe of that task.
     """
     if "-h" in arguments or "--help" in arguments:
-        source = next((entry for entry in arguments if _named(entry)), None)
+        source = next((entry for entry in arguments if _named(entry) or entry in get_args(Task)), None)
         return parse(kind, verb, arguments, None if source is None else adapt(first(source)))
     return parse(kind, verb, arguments, adapt(parse(kind, verb, arguments)))
 

@@ -9,7 +9,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 
@@ -22,7 +22,7 @@ from osmose.cli.options import (
     parse_with_recipe,
     print_json,
 )
-from osmose.tasks.config import RunConfig, TrainConfig
+from osmose.tasks.config import RunConfig, Task, TrainConfig
 from osmose.tasks.recipes import default_models, recipe
 
 
@@ -118,7 +118,8 @@ def report(result: dict[str, Any], *, json: bool) -> None:
 
 
 def _for_source(source: str) -> TrainCommand:
-    return TrainCommand(data=DataOptions(source=source))
+    own = "." if source in get_args(Task) else None  # any path: the kind alone decides
+    return TrainCommand(data=DataOptions(source=source, data=own))
 
 
 def _with_defaults(command: TrainCommand) -> TrainCommand:

@@ -117,7 +117,9 @@ def load_own_episodes(
     content = load_npz(path)
     recorded = _read(path, content)
     if env is None and "env" in content:
-        env = str(content["env"])
+        if content["env"].size != 1:
+            raise DataError(f"{path}: env is {content['env'].shape}; expected one name")
+        env = str(content["env"].item())
     if action_range is None and "action_range" in content:
         bounds = content["action_range"]
         if bounds.shape != (2,) or bounds.dtype.kind not in "iuf":

@@ -34,6 +34,8 @@ def load_images(
             raise DataError(f"{path} holds images and no folders; expected {_WANTED}")
         y, classes = encode(list(files.labels), f"{path}, folders")
         x, given, notes, ids = read_images(files), None, files.notes, files.ids
+    elif path.suffix.lower() != ".npz":
+        raise DataError(f"{path} holds no images that can be read; expected {_WANTED}")
     else:
         arrays = read_npz(path)
         if "y" not in arrays.found:

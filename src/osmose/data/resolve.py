@@ -76,15 +76,15 @@ def load_source(
             reject(where, {"root": root}, "public data sets")
     if found in ("text", "control"):
         reject(where, {"labels_per_class": drawing["labels_per_class"]}, "data with labels")
-    if found == "text":
-        return _load_text(source, name, protocol, root, taking["length"])
     if found == "control":
         from . import load_episodes
 
         how = {"protocol": protocol, "splits": splits, "seed": drawing["seed"], "root": root}
         return load_episodes(source, env=taking["env"], **how)
-    data: NodeData | SequenceData | ImageData
-    if found in ("sequences", "images"):
+    data: NodeData | SequenceData | ImageData | TextData
+    if found == "text":
+        data = _load_text(source, name, protocol, root, taking["length"])
+    elif found in ("sequences", "images"):
         if name is not None:
             labels = drawing["labels_per_class"]
             reject(where, {"labels_per_class": labels}, "protocols that draw splits by label")
@@ -113,7 +113,13 @@ def _load_own(path: Path, table: dict[str, Any], own: dict[str, Any]) -> NodeDat
     if path.is_dir() or path.suffix.lower() == ".npz":
         return load_arrays(path, **own)
     if path.suffix.lower() in TABLES:
-        return load_table(path, **table, **own)
+        try:
+            return load_table(path, **table, **own)
+        except DataError as error:
+            if path.suffix.lower() != ".txt":
+                raise
+            hint = f"If it is a text and no table: osmose train text --data {path.name}, or load(..., task='text')"
+            raise DataError(f"{error}. {hint}") from error
     raise DataError(f"{path} is of an unknown kind; expected a .csv (.tsv, .txt), an .npz, a .ts or a folder")
 
 

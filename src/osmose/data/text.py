@@ -139,7 +139,7 @@ def load_text(path: Path, *, name: str | None = None, protocol: str | None, leng
     if path.is_dir():
         raise DataError(f"{path} is a folder; expected one text file. Join several into one")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8 text: byte {error.object[error.start]:#04x} at {error.start}; convert it, for example "

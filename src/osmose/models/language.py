@@ -170,7 +170,8 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"generate: prompt has shape {tuple(prompt.shape)}; expected (batch, n) with at least one token to start from."
             )
-        if length < 0 or temperature < 0 or (top_k is not None and top_k < 1) or not 0 < (top_p or 1.0) <= 1:
+        outside = (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1)
+        if length < 0 or temperature < 0 or outside:
             raise ValueError(
                 f"generate: length {length}, temperature {temperature}, top_k {top_k}, top_p {top_p}; expected length and "
                 "temperature >= 0, top_k >= 1, top_p in (0, 1]."

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from osmose.data import NodeData
 from osmose.tasks import environment, figures, sources
 from osmose.tasks.checkpoint import replace_file
 from osmose.tasks.config import DataConfig, RunConfig
 from osmose.tasks.devices import make_accelerator
-from osmose.tasks.loop import Data
-from osmose.tasks.measures import ACCURACY, REPORTS, Measure, kind_of, report_of
+from osmose.tasks.loop import Data, check_trainable
+from osmose.tasks.measures import REPORTS, Measure, kind_of, report_of
 from osmose.tasks.progress import Reporter
 from osmose.tasks.recipes import recipe
 from osmose.tasks.run import run
@@ -113,10 +112,8 @@ def compare(
         return _read(path / "result.json")
     _check_folder(comparison, path, overwrite=overwrite)
     data = sources.load(comparison.data, comparison.splits)
-    if isinstance(data, NodeData) and data.edge_index is None and "gcn" in comparison.models:
-        raise ValueError(
-            f"{comparison.data.source} has no edges, and gcn needs them: give --edges, or leave gcn out"
-        )
+    for name in comparison.models:  # all of them, before the first is trained
+        check_trainable(data, comparison.run_config(name), processes)
     _create(comparison, path, overwrite=overwrite)
     rows = [_row(comparison, name, path, data, reporter, stop) for name in comparison.models]
     return _finish(comparison, path, data, rows)
@@ -222,17 +219,13 @@ def _finish(comparison: Comparison, path: Path, data: Data, rows: list[dict[str,
 
 def columns(result: dict[str, Any]) -> tuple[str, ...]:
     """The heads of the table's columns."""
-    parts = [f"{name.split('_')[0]}, {_unit(one)}" for name, one in _told(result)]
+    parts = [f"{name.split('_')[0]}, {one.unit}" for name, one in _told(result)]
     return ("model", *parts, "settings (layers x hidden)", "params", "seconds")
 
 
 def _told(result: dict[str, Any]) -> list[tuple[str, Measure]]:
     """The measures that have a column: of the test part, if there is one, and of validation."""
     return list(REPORTS[result["kind"]].named().items())[:2]
-
-
-def _unit(measure: Measure) -> str:
-    return measure.unit if measure is ACCURACY else f"{measure.title} ({measure.unit})"
 
 
 def cells(result: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -69,7 +69,8 @@ def comparison(rows: list[dict[str, Any]], report: Report, path: Path, title: st
             fontsize=9,
         )
     spread = max(max(everything) - min(everything), 0.02 * abs(max(everything)))
-    axes.set_ylim(max(0.0, min(everything) - 0.5 * spread), max(everything) + 0.35 * spread)
+    low = min(everything) - 0.5 * spread
+    axes.set_ylim(max(0.0, low) if min(everything) >= 0 else low, max(everything) + 0.35 * spread)
     axes.set_xticks(range(len(rows)), [row["model"] for row in rows])
     better = "" if measure.higher else ", lower is better"
     axes.set_ylabel(

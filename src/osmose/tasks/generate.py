@@ -14,15 +14,15 @@ from osmose.tasks.saved import open_model
 
 def generate(
     folder: RunFolder,
-    prompt: str,
+    prompt: str | None,
     length: int,
     *,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
-) -> Iterator[str]:
-    """`length` symbols after `prompt`, one by one as they are drawn, from a context of at most the windows that the model was
+) -> tuple[str, Iterator[str]]:
+    """The prompt, and `length` symbols after it, one by one as they are drawn, from a context of at most the windows that the model was
     trained on; see `LanguageModel.stream`.
 
     Raises ValueError for a run of another kind, an empty prompt, symbols that the model has not seen, and settings out of
@@ -33,6 +33,9 @@ def generate(
         raise ValueError(
             f"{folder.path} holds no language model but {saved.config.model.name} for {saved.config.data.source}"
         )
+    if prompt is None:
+        alphabet = saved.preprocessing["alphabet"]
+        prompt = "\n" if "\n" in alphabet else alphabet[0]
     ids = encode(prompt, saved.preprocessing)[None]
     tokens = saved.model.stream(
         ids,
@@ -43,4 +46,4 @@ def generate(
         context=saved.preprocessing["window"],
         generator=torch.Generator().manual_seed(seed),
     )
-    return (decode(token[0], saved.preprocessing) for token in tokens)
+    return prompt, (decode(token[0], saved.preprocessing) for token in tokens)

@@ -34,7 +34,7 @@ ACCURACY = Measure("accuracy", "accuracy", "%", 100.0)
 MACRO_F1 = Measure("macro_f1", "macro F1", "%", 100.0)
 CROSS_ENTROPY = Measure("loss", "cross-entropy", "nats", digits=3, higher=False)
 ERROR = Measure("loss", "action error", "mean square", digits=4, higher=False)
-RETURN = Measure("return", "return", "rewards of an episode", digits=0)
+RETURN = Measure("return", "return", "reward", digits=0)
 SCORE = Measure("score", "D4RL score", "(0 random, 100 expert)", 100.0)
 
 
@@ -61,9 +61,11 @@ REPORTS: dict[str, Report] = {
     "images": _CLASSES,
     "text": Report(CROSS_ENTROPY, CROSS_ENTROPY, (ACCURACY,)),
     "control": Report(ERROR, RETURN, (SCORE,)),
+    "returns": Report(ERROR, RETURN),
     "actions": Report(ERROR, None),
 }
-"""The report of each kind of data; `actions` are episodes without an environment to act in."""
+"""The report of each kind of data; `returns` are episodes of an environment that D4RL gives no score, `actions` are
+episodes without one."""
 
 
 def report_of(data: Any) -> Report:
@@ -73,7 +75,13 @@ def report_of(data: Any) -> Report:
 
 def kind_of(data: Any) -> str:
     """The name of the report of some data."""
-    return "actions" if data.kind == "control" and data.env is None else data.kind
+    if data.kind != "control":
+        return data.kind
+    if data.env is None:
+        return "actions"
+    from osmose.tasks.rollout import normalised_score
+
+    return "returns" if normalised_score(data.env, 0.0) is None else "control"
 
 
 def summary(values: list[float]) -> dict[str, Any]:

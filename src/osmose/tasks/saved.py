@@ -16,6 +16,7 @@ from osmose.tasks.config import RESUMABLE, RunConfig
 from osmose.tasks.evaluate import final_metrics
 from osmose.tasks.loop import Data
 from osmose.tasks.loop import shape as shape_of
+from osmose.tasks.measures import kind_of
 from osmose.tasks.run_folder import RunFolder, RunFolderError
 from osmose.tasks.trainers import Classified, batch_logits, control_metrics, text_metrics
 
@@ -36,7 +37,8 @@ class SavedModel:
     def logits(self, data: Classified) -> Tensor:
         """All nodes, sequences or images of `data`: (n, classes) in float32."""
         if not isinstance(data, NodeData):
-            return batch_logits(self.model, data, torch.arange(len(data.y)), torch.device("cpu"))
+            size = min(256, self.config.train.batch_size or 256)
+            return batch_logits(self.model, data, torch.arange(len(data.y)), torch.device("cpu"), size)
         graph = None
         if data.edge_index is not None:
             graph = self.model.prepare_graph(data.edge_index, data.edge_weight, len(data.x))  # type: ignore[operator]
@@ -84,6 +86,7 @@ def evaluate_saved(folder: RunFolder) -> dict[str, Any]:
         "run": str(folder.path),
         "source": saved.config.data.source,
         "protocol": data.protocol,
+        "kind": kind_of(data),
         "model": saved.config.model.name,
         "split": saved.split,
         "epoch": saved.epoch,

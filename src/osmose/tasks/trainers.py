@@ -6,7 +6,6 @@ Shapes: n nodes, sequences or images, logits (n, classes); B windows of a text.
 from __future__ import annotations
 
 import copy
-import math
 from abc import abstractmethod
 from typing import Any
 
@@ -150,7 +149,8 @@ class BatchTrainer(ClassTrainer):
         return self._of(torch.arange(len(self.data.y)))
 
     def _of(self, index: Tensor) -> Tensor:
-        return batch_logits(self.model, self.data, index, self.accelerator.device)
+        size = min(256, self.settings.batch_size or 256)  # what fits in training fits here
+        return batch_logits(self.model, self.data, index, self.accelerator.device, size)
 
 
 class TextTrainer(SplitTrainer):
@@ -180,11 +180,14 @@ class TextTrainer(SplitTrainer):
         return total.item() / count
 
     def _results(self) -> dict[str, float]:
-        return text_metrics(self.model, self.data, {"valid": self.parts.valid}, self.accelerator.device)
+        return self._measured({"valid": self.parts.valid})
 
     def final_metrics(self) -> dict[str, float]:
-        parts = {"valid": self.parts.valid, "test": self.parts.test}
-        return text_metrics(self.model, self.data, parts, self.accelerator.device)
+        return self._measured({"valid": self.parts.valid, "test": self.parts.test})
+
+    def _measured(self, parts: dict[str, range]) -> dict[str, float]:
+        size = min(64, self.settings.batch_size or 64)
+        return text_metrics(self.model, self.data, parts, self.accelerator.device, size)
 
 
 class ControlTrainer(SplitTrainer):
@@ -253,8 +256,8 @@ def control_metrics(model: DecisionModel, data: EpisodeData) -> dict[str, float]
     if data.env is None:
         return found
     played = evaluate_policy(model, data.preprocessing, episodes=ROLLOUTS)
-    score = math.nan if played.score is None else played.score
-    return found | {"test_return": played.mean, "test_return_sd": played.std, "test_score": score / 100}
+    found |= {"test_return": played.mean, "test_return_sd": played.std}
+    return found if played.score is None else found | {"test_score": played.score / 100}
 
 
 @torch.no_grad()
