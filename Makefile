@@ -42,6 +42,7 @@ bench: $(VENV)/.dev  ## speed and memory against published forms, one thread; wr
 
 reproduce: $(VENV)/.dev  ## every table of docs/results.md from scratch (hours)
 	$(BIN)/python -m benchmarks.reproduce
+	$(BIN)/python -m benchmarks.attention_maps
 
 docs: $(VENV)/.docs  ## the documentation, in docs/_build/html
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html

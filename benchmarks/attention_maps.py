@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -39,7 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     data = sources.load(config.data, config.train.splits)
     assert isinstance(data, ImageData)
     data = data.for_split(0)
-    test = data.splits[0].test[:COUNTED]
+    test = data.splits[0].test
+    test = test[:: max(len(test) // COUNTED, 1)]
     (images,) = data.batch(test)
     maps: dict[str, Tensor] = {}
     for name, mixer in MODELS.items():
@@ -64,23 +66,26 @@ def _told(maps: Tensor) -> str:
 
 
 def _draw(images: Tensor, maps: dict[str, Tensor], path: Path) -> None:
-    figure = Figure(figsize=(2.0 * (1 + len(maps)), 2.0 * len(images) + 0.5), layout="constrained")
+    figure = Figure(figsize=(2.1 * (1 + len(maps)), 1.75 * len(images) + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(images), 1 + len(maps))
     for row, image in zip(axes, images, strict=True):
         row[0].imshow(image.permute(1, 2, 0))
     for column, (name, values) in enumerate(maps.items(), start=1):
         for row, one in zip(axes, values, strict=True):
-            spread = float((one - 1).abs().max())
-            shown = row[column].imshow(one, cmap="RdBu_r", vmin=1 - spread, vmax=1 + spread)
-            bar = figure.colorbar(shown, ax=row[column], shrink=0.7, ticks=[1 - spread, 1, 1 + spread])
-            bar.ax.tick_params(labelsize=6)
+            most = max(float(one.max()), 1.01)
+            shown = row[column].imshow(one, cmap="RdBu_r", norm=LogNorm(1 / most, most))
+            bar = figure.colorbar(shown, ax=row[column], shrink=0.8)
+            bar.set_ticks([1 / most, 1, most], labels=[f"{1 / most:.2g}", "1", f"{most:.2g}"])
+            bar.ax.minorticks_off()
+            bar.ax.tick_params(labelsize=7)
         axes[0][column].set_title(name, fontsize=10)
     axes[0][0].set_title("image", fontsize=10)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     figure.suptitle(
-        "weight of every source, mean of heads; 1 = like the others (each map has its own scale)", fontsize=10
+        "weight of every source, mean of heads; 1 = like the others (each map has its own scale, logarithmic)",
+        fontsize=10,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
