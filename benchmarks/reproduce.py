@@ -168,7 +168,7 @@ SETS: dict[str, Entry] = {
         splits=1,
         **_SERIES,
     ),
-    "hopper": Entry("Hopper-v4, two expert episodes", DataConfig("hopper"), splits=2, **_SERIES),
+    "hopper": Entry("Hopper-v4, two expert episodes", DataConfig("hopper"), splits=1, **_SERIES),
     "imdb": Entry(
         "IMDB as bytes, a fifth of the reviews", DataConfig("imdb", size=10_000), splits=1, **_SERIES
     ),

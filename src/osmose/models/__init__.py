@@ -97,7 +97,11 @@ def build(config: ModelConfig, shape: Shape) -> nn.Module:
         if form == "control":
             from .decision import DecisionModel
 
-            common |= {"context": config.context, "max_episode": None, "action_range": shape.action_range}
+            common |= {
+                "context": config.context,
+                "max_episode": shape.longest,
+                "action_range": shape.action_range,
+            }
             return DecisionModel(shape.in_channels, shape.out_channels, hidden=config.hidden, **common)
         from .flowformer import SequenceClassifier
 

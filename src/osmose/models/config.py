@@ -37,6 +37,8 @@ class Shape:
     """classes, symbols, or channels of an action"""
     action_range: tuple[float, float] | None = None
     """low and high of an action; None: no bounds"""
+    longest: int | None = None
+    """steps of an episode, at most; None: no bound"""
 
 
 def is_for_sequences(name: str) -> bool:

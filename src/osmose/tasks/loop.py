@@ -27,24 +27,25 @@ class TrainingDivergedError(ValueError):
 
 @dataclass
 class EarlyStopping:
-    """Keeps the best validation result: the highest accuracy, ties broken by the lower loss, or only the lowest loss."""
+    """Keeps the best validation result: the highest score (accuracy, return), ties broken by the lower loss, or only the
+    lowest loss."""
 
     patience: int
     by_loss: bool = False
     epoch: int = 0
-    accuracy: float = -1.0
+    score: float = -math.inf
     loss: float = math.inf
 
-    def update(self, epoch: int, accuracy: float, loss: float) -> bool:
+    def update(self, epoch: int, score: float, loss: float) -> bool:
         """Note a result; True if it is the best so far, which starts the patience anew."""
-        if self.rank(accuracy, loss) <= self.rank(self.accuracy, self.loss):
+        if self.rank(score, loss) <= self.rank(self.score, self.loss):
             return False
-        self.epoch, self.accuracy, self.loss = epoch, accuracy, loss
+        self.epoch, self.score, self.loss = epoch, score, loss
         return True
 
-    def rank(self, accuracy: float, loss: float) -> tuple[float, ...]:
+    def rank(self, score: float, loss: float) -> tuple[float, ...]:
         """What is compared; higher is better."""
-        return (-loss,) if self.by_loss else (accuracy, -loss)
+        return (-loss,) if self.by_loss else (score, -loss)
 
     def exhausted(self, epoch: int) -> bool:
         """True once `patience` epochs have passed since the best one."""
@@ -96,7 +97,8 @@ def shape(data: Data) -> Shape:
     if isinstance(data, TextData):
         return Shape("text", data.num_features, data.num_features)
     if isinstance(data, EpisodeData):
-        return Shape("control", data.state_dim, data.action_dim, data.action_range)
+        longest = max(int(data.lengths.max()), 1000)
+        return Shape("control", data.state_dim, data.action_dim, data.action_range, longest)
     if isinstance(data, ImageData):
         return Shape("images", data.num_features, data.num_classes)
     return Shape("series" if data.vocab is None else "symbols", data.num_features, data.num_classes)
@@ -126,7 +128,9 @@ class SplitTrainer(ABC):
         self._prepare()
         self.live = self.model.state_dict()  # views of the parameters, not copies
         self.best = {name: value.clone() for name, value in self.live.items()}
-        self.stopping = EarlyStopping(self.settings.patience, by_loss=not report_of(data).valid.higher)
+        chosen = report_of(data).valid
+        self.chosen = f"valid_{chosen.key}"
+        self.stopping = EarlyStopping(self.settings.patience, by_loss=not chosen.higher)
         self.epoch = 0
         if accelerator.num_processes > 1:  # every process drops out other units
             torch.manual_seed(self.seed + 7919 * (accelerator.process_index + 1))
@@ -141,7 +145,7 @@ class SplitTrainer(ABC):
 
     @abstractmethod
     def _results(self) -> dict[str, float]:
-        """Measures of the current weights, `valid_loss` and, if there are right answers, `valid_accuracy` among them."""
+        """Measures of the current weights, `valid_loss` and what validation chooses by among them."""
 
     @abstractmethod
     def final_metrics(self) -> dict[str, float]:
@@ -192,7 +196,7 @@ class SplitTrainer(ABC):
     def _evaluate(self, train_loss: float) -> dict[str, Any]:
         found = self._results()
         self._check_finite(found["valid_loss"], "validation loss", self.epoch)
-        improved = self.stopping.update(self.epoch, found.get("valid_accuracy", 0.0), found["valid_loss"])
+        improved = self.stopping.update(self.epoch, found[self.chosen], found["valid_loss"])
         if improved:
             for name, value in self.live.items():
                 self.best[name].copy_(value)

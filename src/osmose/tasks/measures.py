@@ -60,8 +60,8 @@ REPORTS: dict[str, Report] = {
     "sequences": _CLASSES,
     "images": _CLASSES,
     "text": Report(CROSS_ENTROPY, CROSS_ENTROPY, (ACCURACY,)),
-    "control": Report(ERROR, RETURN, (SCORE,)),
-    "returns": Report(ERROR, RETURN),
+    "control": Report(RETURN, RETURN, (SCORE,)),
+    "returns": Report(RETURN, RETURN),
     "actions": Report(ERROR, None),
 }
 """The report of each kind of data; `returns` are episodes of an environment that D4RL gives no score, `actions` are

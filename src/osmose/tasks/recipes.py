@@ -86,6 +86,7 @@ _CONTROL = {
     "schedule": "cosine",
     "warmup": 1 / 15,
     "epochs": 15,
+    "eval_every": 5,
     "patience": 0,
     "splits": 1,
 }

@@ -228,8 +228,8 @@ class _Run:
     def _save_model(self, trainer: SplitTrainer) -> None:
         """Keep the best state of this split as the run's model, unless an earlier split did better."""
         rank = trainer.stopping.rank
-        best = rank(trainer.stopping.accuracy, trainer.stopping.loss)
-        earlier = [rank(record.get("valid_accuracy", 0.0), record["valid_loss"]) for record in self.done]
+        best = rank(trainer.stopping.score, trainer.stopping.loss)
+        earlier = [rank(record[trainer.chosen], record["valid_loss"]) for record in self.done]
         if trainer.stopping.epoch == 0 or any(other >= best for other in earlier):
             return
         meta = {
@@ -237,7 +237,7 @@ class _Run:
             "run": self.config.to_dict(),
             "split": trainer.index,
             "epoch": trainer.stopping.epoch,
-            "valid_accuracy": trainer.stopping.accuracy,
+            "valid_loss": trainer.stopping.loss,
             "shape": asdict(trainer.shape),
             "classes": getattr(self.data, "classes", []),
             "preprocessing": trainer.preprocessing,

@@ -132,7 +132,8 @@ def _validation(
 ) -> tuple[float, float]:
     """Means over the first `splits` splits of what validation chooses by (higher is better) and of the loss."""
 
-    by_accuracy = report_of(data).valid.higher
+    chosen = report_of(data).valid
+    by_score, bounded = chosen.higher, chosen.unit == "%"
 
     def check() -> None:
         if stop.asked:
@@ -146,9 +147,9 @@ def _validation(
             reporter.start(title, config.train.epochs)
             trainer.fit(reporter.epoch, check)
             losses.append(min(trainer.stopping.loss, 1e9))
-            values.append(max(trainer.stopping.accuracy, 0.0) if by_accuracy else -losses[-1])
+            values.append(trainer.stopping.score if by_score else -losses[-1])
     except TrainingDivergedError:
-        return (0.0 if by_accuracy else -1e9), 1e9
+        return (-1e9 if not bounded else 0.0), 1e9
     return statistics.fmean(values), statistics.fmean(losses)
 
 

@@ -214,7 +214,7 @@ class ControlTrainer(SplitTrainer):
         return total.item() / batches
 
     def _results(self) -> dict[str, float]:
-        return {"valid_loss": valid_error(self.actor, self.data)}
+        return control_metrics(self.actor, self.data, {"valid": PLAYED["valid"]})
 
     def final_metrics(self) -> dict[str, float]:
         return control_metrics(self.actor, self.data)
@@ -228,8 +228,8 @@ _TRAINERS: dict[str, type[SplitTrainer]] = {
     "control": ControlTrainer,
 }
 
-ROLLOUTS = 10
-"""Episodes that are played to measure a return."""
+PLAYED = {"valid": (3, 1_000_000), "test": (10, 0)}
+"""How many episodes are played to choose an epoch and to report, and the seed of the first: they share none."""
 
 
 def action_error(model: nn.Module, windows: Windows) -> Tensor:
@@ -249,15 +249,20 @@ def valid_error(model: DecisionModel, data: EpisodeData, batch_size: int = 256) 
     return torch.cat(parts).mean().item()
 
 
-def control_metrics(model: DecisionModel, data: EpisodeData) -> dict[str, float]:
+def control_metrics(
+    model: DecisionModel, data: EpisodeData, parts: dict[str, tuple[int, int]] | None = None
+) -> dict[str, float]:
     """The error on the validation part and, where the data name their environment, the mean return of some episodes of which
-    the best recorded return is asked."""
+    the best recorded return is asked, for validation and test others (`PLAYED`)."""
     found = {"valid_loss": valid_error(model, data)}
     if data.env is None:
         return found
-    played = evaluate_policy(model, data.preprocessing, episodes=ROLLOUTS)
-    found |= {"test_return": played.mean, "test_return_sd": played.std}
-    return found if played.score is None else found | {"test_score": played.score / 100}
+    for part, (episodes, seed) in (parts or PLAYED).items():
+        played = evaluate_policy(model, data.preprocessing, episodes=episodes, seed=seed)
+        found |= {f"{part}_return": played.mean, f"{part}_return_sd": played.std}
+        if part == "test" and played.score is not None:
+            found["test_score"] = played.score / 100
+    return found
 
 
 @torch.no_grad()
