@@ -159,7 +159,10 @@ SETS: dict[str, Entry] = {
     ),
     "basic-motions": Entry("BasicMotions", DataConfig("basic-motions"), **_SERIES),
     "tinyshakespeare": Entry(
-        "tinyshakespeare, next character", DataConfig("tinyshakespeare", length=128), splits=1, **_SERIES
+        "tinyshakespeare, next character, windows of 128",
+        DataConfig("tinyshakespeare", length=128),
+        splits=1,
+        **_SERIES,
     ),
     "digits-images": Entry("Digits as images", DataConfig("digits-images"), **_SERIES),
     "cifar-images": Entry(
@@ -277,7 +280,8 @@ _INTRODUCTION = """# Results
 
 Written by `python -m benchmarks.reproduce`; the figures are those of `results.json`, nothing is entered by hand except
 the published values. Each table names the commit that it is of. Mean ± sample standard deviation (ddof 1) over splits.
-The epoch is chosen by validation, and the test part is looked at once per split.
+The epoch is chosen by validation, and the test part is looked at once per split. Seconds are those of a machine that had
+other work as well: docs/benchmarks.md compares speed.
 
 - *Recipe*: the published settings of each model; for DIFFormer those of the released code, its normalisation included
   (Frobenius for s, none for a).
