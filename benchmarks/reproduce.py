@@ -258,6 +258,7 @@ def write_page(runs: Path, docs: Path) -> None:
         if is_finished(path):
             result = json.loads((path / "result.json").read_text(encoding="utf-8"))
             made_with = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+            made_with.pop("command", None)  # with folders of that machine
             results[key] = result | {"environment": made_with}
             shutil.copyfile(path / "figures" / "comparison.png", docs / "figures" / f"{key}.png")
     parts = [_INTRODUCTION]
