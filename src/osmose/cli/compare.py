@@ -123,5 +123,7 @@ def _print(result: dict[str, Any], *, json: bool) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     console.print(table)
     console.print(how(result))
+    for note in result["notes"]:
+        console.print(f"note: {note}", markup=False)
     console.print(f"figure: {result['figure']}", soft_wrap=True)
     console.print(f"run folder: {result['run']}", soft_wrap=True)
