@@ -8,6 +8,7 @@ import tarfile
 
 import pytest
 import torch
+from PIL import Image
 
 from osmose.data import DataError, DataNotFoundError, ImageData, Split, kind, load
 from osmose.data.images import image_data, statistics
@@ -128,13 +129,12 @@ def archive(path, files: dict[str, bytes]):
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
     """Ten red cats and ten blue dogs in a part, brighter below."""
-    image = pytest.importorskip("PIL.Image")
     monkeypatch.setenv("OSMOSE_CACHE", str(tmp_path / "cache"))
     files = {}
     for part in ("train", "test"):
         for name, colour in (("cat", (200, 0, 0)), ("dog", (0, 0, 200))):
             for i in range(10):
-                picture, memory = image.new("RGB", (32, 32), colour), io.BytesIO()
+                picture, memory = Image.new("RGB", (32, 32), colour), io.BytesIO()
                 picture.paste((240, 240, 240), (0, 24, 32, 32))
                 picture.save(memory, "JPEG", quality=95)
                 files[f"{part}/{name}/{i:04}.jpg"] = memory.getvalue()

@@ -7,10 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from osmose.data import DataError, DataNotFoundError, kind, load, load_new
-
-Image = pytest.importorskip("PIL.Image")
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, size=(20, 3, 5, 6)).astype(np.uint8)

@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from osmose.data import DataError, DataNotFoundError, load, load_new
@@ -194,14 +195,13 @@ def test_a_damaged_archive_is_named(reviews):
 
 
 def test_images_are_gray_pixels(tmp_path, monkeypatch):
-    image = pytest.importorskip("PIL.Image")
     monkeypatch.setenv("OSMOSE_CACHE", str(tmp_path / "cache"))
     files = {}
     for part in ("train", "test"):
         for name, colour in (("cat", (200, 0, 0)), ("dog", (0, 0, 200))):
             for i in range(10):
                 memory = io.BytesIO()
-                image.new("RGB", (32, 32), colour).save(memory, "JPEG", quality=95)
+                Image.new("RGB", (32, 32), colour).save(memory, "JPEG", quality=95)
                 files[f"{part}/{name}/{i:04}.jpg"] = memory.getvalue()
     archive(tmp_path / "cifar10_jpeg.tar.xz", files)
     data = load("cifar-pixels", root=tmp_path, splits=1)
