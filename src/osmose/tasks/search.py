@@ -133,7 +133,7 @@ def _validation(
     """Means over the first `splits` splits of what validation chooses by (higher is better) and of the loss."""
 
     chosen = report_of(data).valid
-    by_score, bounded = chosen.higher, chosen.unit == "%"
+    by_score = chosen.higher
 
     def check() -> None:
         if stop.asked:
@@ -149,7 +149,7 @@ def _validation(
             losses.append(min(trainer.stopping.loss, 1e9))
             values.append(trainer.stopping.score if by_score else -losses[-1])
     except TrainingDivergedError:
-        return (-1e9 if not bounded else 0.0), 1e9
+        return -1e9, 1e9
     return statistics.fmean(values), statistics.fmean(losses)
 
 
