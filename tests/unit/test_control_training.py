@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from osmose.data import load
+from osmose.models import DecisionModel
 from osmose.models.config import SEQUENCE_MODELS, ModelConfig
 from osmose.tasks import trainers
 from osmose.tasks.config import DataConfig, RunConfig, TrainConfig
@@ -135,6 +136,15 @@ def test_an_environment_without_a_score_and_with_returns_below_0(tmp_path, monke
     out = capsys.readouterr().out
     assert "test   return -" in out
     assert "valid  return -" in out
+
+
+def test_an_episode_longer_than_the_learned_timesteps_is_cut(benchmark_data, monkeypatch):
+    monkeypatch.setenv("OSMOSE_DATA", str(benchmark_data))
+    data = load("hopper")
+    model = DecisionModel(data.state_dim, data.action_dim, hidden=8, num_layers=1, num_heads=1, max_episode=3)
+    monkeypatch.setattr(trainers, "valid_error", lambda *_: 0.0)  # its episodes are longer too
+    found = trainers.control_metrics(model, data, {"test": (1, 0)})
+    assert 0 < found["test_return"] < 10
 
 
 def test_an_environment_that_cannot_be_made_is_told_before_training(episodes, tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ def test_steps_equal_the_whole_episode(mixer, dtype, bound, max_episode):
         action, state = m.step(returns[:, t], states[:, t], state, previous)
         torch.testing.assert_close(action, expected[:, t], atol=bound, rtol=0)
         previous = actions[:, t]
-    assert state.timestep.tolist() == [60] * B
+    assert state.length.tolist() == [60] * B
     order = torch.tensor([2, 0, 0])
     again, _ = m.step(returns[order, 0], states[order, 0], state.reorder(order), previous[order])
     plain, _ = m.step(returns[order, 0], states[order, 0], state, previous)

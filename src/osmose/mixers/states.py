@@ -31,6 +31,18 @@ class State(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class StackState:
+    """What a stack of causal blocks remembers: how many steps, ``(B,)`` int64, and the state of every block."""
+
+    length: Tensor
+    blocks: tuple[State, ...]
+
+    def reorder(self, index: Tensor) -> StackState:
+        """The state of other batch entries."""
+        return StackState(self.length[index], tuple(block.reorder(index) for block in self.blocks))
+
+
+@dataclass(frozen=True, eq=False)
 class KeyValueState:
     """Softmax: all keys ``(B, H, n, d)``, values ``(B, H, n, c)`` and masses ``(B, n)`` so far; grows with the sequence."""
 

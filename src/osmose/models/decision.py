@@ -16,31 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..mixers.states import State
+from ..mixers.states import StackState
 from ..nn import EncoderBlock
 from ..nn.blocks import Activation
 from ..tokens import Tokens
 from .language import sinusoids
 from .official import Checkpoint, attention, check_names, count, moved, read_state
-
-
-@dataclass(frozen=True, eq=False)
-class DecisionState:
-    """Episodes so far: the timestep ``(B,)`` of the step to come, and what every block remembers of the earlier ones."""
-
-    timestep: Tensor
-    blocks: tuple[State, ...]
-
-    def reorder(self, index: Tensor) -> DecisionState:
-        """The state of other batch entries."""
-        return DecisionState(self.timestep[index], tuple(block.reorder(index) for block in self.blocks))
 
 
 class DecisionModel(nn.Module):
@@ -170,16 +157,16 @@ class DecisionModel(nn.Module):
         with _evaluating(self):
             return self(returns, states, actions, timesteps, mask)[:, -1]
 
-    def start(self, batch: int = 1) -> DecisionState:
+    def start(self, batch: int = 1) -> StackState:
         """The state at the start of episodes, for :meth:`step`. Raises ValueError for a mixer that keeps none."""
         weight = self.states.weight
         blocks = tuple(block.start(batch, dtype=weight.dtype, device=weight.device) for block in self.blocks)  # type: ignore[operator]
-        return DecisionState(torch.zeros(batch, dtype=torch.int64, device=weight.device), blocks)
+        return StackState(torch.zeros(batch, dtype=torch.int64, device=weight.device), blocks)
 
     @torch.no_grad()
     def step(
-        self, returns: Tensor, states: Tensor, state: DecisionState, previous: Tensor | None = None
-    ) -> tuple[Tensor, DecisionState]:
+        self, returns: Tensor, states: Tensor, state: StackState, previous: Tensor | None = None
+    ) -> tuple[Tensor, StackState]:
         """The action ``(B, A)`` at the next step of episodes, without dropout, and their state with that step seen.
 
         Args:
@@ -192,27 +179,27 @@ class DecisionModel(nn.Module):
             ValueError: no previous action after the first step or one before it, shapes that do not fit, or an
                 episode longer than the learned timesteps.
         """
-        begun = bool((state.timestep > 0).any())
+        begun = bool((state.length > 0).any())
         if begun == (previous is None):
             came, expected = (
                 ("None", "the action that was taken") if begun else ("given", "None at the first step")
             )
             raise ValueError(
-                f"DecisionModel.step: previous is {came} at timestep {int(state.timestep.max())}; expected {expected}."
+                f"DecisionModel.step: previous is {came} at timestep {int(state.length.max())}; expected {expected}."
             )
         one = (returns[:, None], states[:, None], states.new_zeros(len(states), 1, self.action_dim))
-        self._check(*one, state.timestep[:, None], None)
-        p = self._places(state.timestep)
+        self._check(*one, state.length[:, None], None)
+        p = self._places(state.length)
         tokens = [self.returns(returns) + p, self.states(states) + p]
         if previous is not None:
-            tokens.insert(0, self.actions(previous) + self._places(state.timestep - 1))
+            tokens.insert(0, self.actions(previous) + self._places(state.length - 1))
         blocks = []
         with _evaluating(self):
             x = self._enter(torch.stack(tokens, -2))
             for block, before in zip(self.blocks, state.blocks, strict=True):
                 x, after = block.step(x, before)  # type: ignore[operator]
                 blocks.append(after)
-            return self._leave(x[:, -1]), DecisionState(state.timestep + 1, tuple(blocks))
+            return self._leave(x[:, -1]), StackState(state.length + 1, tuple(blocks))
 
     def _places(self, timesteps: Tensor) -> Tensor:
         if self.timesteps is None:

@@ -14,30 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..mixers.states import State
+from ..mixers.states import StackState
 from ..nn import EncoderBlock
 from ..nn.blocks import Activation
 from ..tokens import Tokens
 from .official import Checkpoint, attention, check_names, count, moved, read_state
-
-
-@dataclass(frozen=True, eq=False)
-class LanguageState:
-    """The text so far: its length ``(B,)`` and what every block remembers of it."""
-
-    length: Tensor
-    blocks: tuple[State, ...]
-
-    def reorder(self, index: Tensor) -> LanguageState:
-        """The state of other batch entries."""
-        return LanguageState(self.length[index], tuple(block.reorder(index) for block in self.blocks))
 
 
 class LanguageModel(nn.Module):
@@ -120,13 +107,13 @@ class LanguageModel(nn.Module):
             x = block(x, sets)
         return self._logits(x)
 
-    def start(self, batch: int = 1) -> LanguageState:
+    def start(self, batch: int = 1) -> StackState:
         """The state of an empty text. Raises ValueError for a mixer that keeps none."""
         weight = self.embedding.weight
         blocks = tuple(block.start(batch, dtype=weight.dtype, device=weight.device) for block in self.blocks)  # type: ignore[operator]
-        return LanguageState(torch.zeros(batch, dtype=torch.int64, device=weight.device), blocks)
+        return StackState(torch.zeros(batch, dtype=torch.int64, device=weight.device), blocks)
 
-    def step(self, tokens: Tensor, state: LanguageState) -> tuple[Tensor, LanguageState]:
+    def step(self, tokens: Tensor, state: StackState) -> tuple[Tensor, StackState]:
         """Logits ``(B, n, V)`` of the next n tokens of a text, and its state after them."""
         n = tokens.shape[-1]
         x = self._embed(tokens, state.length.unsqueeze(-1) + torch.arange(n, device=tokens.device))
@@ -134,7 +121,7 @@ class LanguageModel(nn.Module):
         for block, before in zip(self.blocks, state.blocks, strict=True):
             x, after = block.step(x, before)  # type: ignore[operator]
             blocks.append(after)
-        return self._logits(x), LanguageState(state.length + n, tuple(blocks))
+        return self._logits(x), StackState(state.length + n, tuple(blocks))
 
     def generate(self, prompt: Tensor, length: int, **how: Any) -> Tensor:
         """``prompt (B, n)`` and ``length`` tokens more, ``(B, n + length)``: those of :meth:`stream`, with its arguments."""

@@ -71,7 +71,7 @@ class NodeTrainer(ClassTrainer):
             logits = self.stepper(self.features, self.graph)
             train = self.split.train
             return self._step(F.cross_entropy(logits[train].float(), self.data.y[train])).item()
-        losses = [self._step(loss) for loss in self._batch_losses()]  # their number is not known before
+        losses = [self._step(loss) for loss in self._batch_losses()]
         mean = torch.stack(losses).mean()
         return self.accelerator.reduce(mean, "mean").item()
 
@@ -253,12 +253,15 @@ def control_metrics(
     model: DecisionModel, data: EpisodeData, parts: dict[str, tuple[int, int]] | None = None
 ) -> dict[str, float]:
     """The error on the validation part and, where the data name their environment, the mean return of some episodes of which
-    the best recorded return is asked, for validation and test others (`PLAYED`)."""
+    the best recorded return is asked, for validation and test others (`PLAYED`); each is cut after the steps of the longest
+    recorded one, or 1000."""
     found = {"valid_loss": valid_error(model, data)}
     if data.env is None:
         return found
     for part, (episodes, seed) in (parts or PLAYED).items():
-        played = evaluate_policy(model, data.preprocessing, episodes=episodes, seed=seed)
+        # an environment may run longer than any recorded episode: beyond the learned timesteps the model cannot act
+        most = None if model.timesteps is None else model.timesteps.num_embeddings
+        played = evaluate_policy(model, data.preprocessing, episodes=episodes, seed=seed, max_steps=most)
         found |= {f"{part}_return": played.mean, f"{part}_return_sd": played.std}
         if part == "test" and played.score is not None:
             found["test_score"] = played.score / 100
