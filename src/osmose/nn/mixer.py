@@ -228,20 +228,47 @@ class MultiheadMixer(nn.Module):
                     "Build the module without them, or pass mixer='softmax' an attn_mask."
                 )
             k, v, sources, bias = self._add_sources(k, v, sources, bias)
+        out, weights = self.carry(
+            q, k, v, targets=targets, sources=sources, causal=causal, bias=bias, need_weights=need_weights
+        )
+        return self.merge(out), weights
+
+    def carry(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        targets: Tokens | None = None,
+        sources: Tokens | None = None,
+        causal: bool = False,
+        bias: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What stands between the projections, head by head and linear in the values: ``A_h v_h``.
+
+        Args:
+            q, k, v: ``(..., H, n, d)``, ``(..., H, m, d)``, ``(..., H, m, c)`` with any c.
+            targets, sources: as in :meth:`attend`, masses with a head dimension (:meth:`~osmose.tokens.Tokens.heads`).
+            causal, bias, need_weights: as in :meth:`attend`.
+
+        Returns:
+            ``(..., H, n, c)``, and the matrices ``(..., H, n, m)`` or None.
+        """
         mixer, p = mixer_of(self.mixer, "MultiheadMixer"), self.dropout if self.training else 0.0
         call: dict[str, Any] = {"targets": targets, "sources": sources, "causal": causal} | self.options
         if mixer.pairwise:
             call |= {"bias": bias, "dropout": p}
             if not need_weights:
-                return self.merge(mixer.function(q, k, v, **call)), None
+                return mixer.function(q, k, v, **call), None
             weights = mixer.matrix(q, k, **call)  # the draw of dropout is in it
-            return self.merge(weights @ v), weights
+            return weights @ v, weights
         if bias is not None:
             raise ValueError(
                 f"MultiheadMixer: bias of pairs with mixer {self.mixer!r}, which never forms them; take mixer='softmax'."
             )
         kept = F.dropout(torch.ones_like(v[..., :1]), p) if p > 0 else None
-        out = self.merge(mixer.function(q, k, v if kept is None else v * kept, **call))
+        out = mixer.function(q, k, v if kept is None else v * kept, **call)
         if not need_weights:
             return out, None
         weights = mixer.matrix(q, k, **call)
