@@ -7,6 +7,7 @@ of ``tests/laws``.
 
 from .algebra import Hadamard, Scaled, Sum, Transposed
 from .base import Cost, DenseLimitError, Operator, dense_limit
+from .causal import Causal
 from .dense import Dense, Identity
 from .graph import Graph
 from .linear_map import LinearMap
@@ -17,6 +18,7 @@ from .shift import Shift
 from .streaming import ScoreKernel
 
 __all__ = [
+    "Causal",
     "Cost",
     "Dense",
     "DenseLimitError",

@@ -12,7 +12,7 @@ from . import layers
 from .attention import Attention
 from .product import MixedProduct
 from .shifts import Average, Own, Taps
-from .values import Concatenated, Full, LowRank
+from .values import Concatenated, Full, Joined, LowRank
 
 
 @torch.no_grad()
@@ -43,18 +43,19 @@ def to_torch(layer: MixedProduct) -> nn.Module:
     Raises:
         ValueError: torch has no such layer; the parts that keep it from one are named.
     """
-    structure, values = layer.structure, layer.values
-    made = {"dtype": next(iter(layer.parameters()), torch.empty(0)).dtype}
-    made["device"] = next(iter(layer.parameters()), torch.empty(0)).device  # type: ignore[assignment]
+    structure: Any = layer.structure
+    values: Any = layer.values
+    some = next(iter(layer.parameters()), torch.empty(0))
+    made = _made(some)
     plain = isinstance(values, Full) and values.in_bias is None
     if layer.law is None and isinstance(structure, Own) and plain and values.groups == 1:
-        out: nn.Module = nn.Linear(values.in_channels, values.out_channels, layer.bias is not None, **made)  # type: ignore[arg-type]
+        out: Any = nn.Linear(values.in_channels, values.out_channels, layer.bias is not None, **made)
         _set(out.weight, values.weight[0].mT)
     elif layer.law is None and isinstance(structure, Taps) and plain:
         out = _to_conv(structure, values, layer.bias is not None, made)
     elif layer.law is None and isinstance(structure, Average):
         kernel = structure.kernel
-        pool = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[structure.axes - 1]
+        pool: Any = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[structure.axes - 1]
         return pool(
             kernel.taps, kernel.stride, tuple(p for p, _ in kernel.padding), count_include_pad=structure.count_padding
         )  # fmt: skip
@@ -149,7 +150,7 @@ def _attention(m: nn.MultiheadAttention) -> MixedProduct:
     return out
 
 
-def _to_conv(structure: Taps, values: Full, bias: bool, made: dict[str, Any]) -> nn.Module:
+def _to_conv(structure: Taps, values: Any, bias: bool, made: dict[str, Any]) -> nn.Module:
     kernel, axes = structure.kernel, structure.axes
     if any(a != b for a, b in kernel.padding):
         raise ValueError(
@@ -164,26 +165,26 @@ def _to_conv(structure: Taps, values: Full, bias: bool, made: dict[str, Any]) ->
         tuple(a for a, _ in kernel.padding),
     )
     if kernel.transposed:
-        turned = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[axes - 1]
+        turned: Any = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[axes - 1]
         out = turned(
             *sizes, output_padding=kernel.output_padding, groups=values.groups, bias=bias, dilation=kernel.dilation, **made
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
         per = values.weight.unflatten(-1, (values.groups, -1)).transpose(
             1, 2
         )  # (K, groups, P / groups, Q / groups)
         weight = per.movedim(0, -1).flatten(0, 1)
     else:
-        kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+        kind: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
         out = kind(
             *sizes, dilation=kernel.dilation, groups=values.groups, bias=bias, padding_mode=kernel.border, **made
-        )  # type: ignore[arg-type,assignment]  # fmt: skip
+        )  # fmt: skip
         weight = values.weight.mT.movedim(0, -1)
     _set(out.weight, weight.reshape(out.weight.shape))
     return out
 
 
 def _to_attention(
-    layer: MixedProduct, structure: Attention, values: LowRank, made: dict[str, Any]
+    layer: MixedProduct, structure: Attention, values: Any, made: dict[str, Any]
 ) -> nn.MultiheadAttention:
     embed, query, key = values.out_channels, structure.query, structure.key
     square = (
@@ -200,10 +201,10 @@ def _to_attention(
         raise ValueError(
             "to_torch: nn.MultiheadAttention has no causal setting; build with causal=False and pass attn_mask."
         )
-    out = nn.MultiheadAttention(
+    out: Any = nn.MultiheadAttention(
         embed, values.count, bias=layer.bias is not None, add_bias_kv="learned" in structure.extra,
         add_zero_attn="zero" in structure.extra, kdim=key.in_features, vdim=values.in_channels, batch_first=True, **made,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     parts = (query.weight, key.weight, values.in_weight)
     if out.in_proj_weight is not None:
         _set(out.in_proj_weight, torch.cat(parts))
@@ -274,7 +275,7 @@ def _rgcn(m: Any) -> MixedProduct:
     out = layers.rgcn(
         m.in_channels_l, m.out_channels, m.num_relations, m.num_bases, m.bias is not None, **_made(m.weight)
     )
-    inner, root = out.values.parts
+    inner, root = _parts(out)
     _set(inner.weight, m.weight)
     if m.num_bases is not None:
         _set(inner.coefficients, m.comp)
@@ -283,15 +284,22 @@ def _rgcn(m: Any) -> MixedProduct:
     return out
 
 
+def _parts(layer: MixedProduct) -> Any:
+    """The values of the heads or relations, and those of the node itself."""
+    assert isinstance(layer.values, Joined)
+    return layer.values.parts
+
+
 def _gmm(m: Any) -> MixedProduct:
     _refuse(
         m, separate_gaussians=(m.separate_gaussians, False), aggr=(str(m.aggr), "mean"), root_weight=(m.root is not None, True)
     )  # fmt: skip
     count = m.kernel_size
     out = layers.gmm(m.g.shape[0], m.out_channels, m.dim, count, m.bias is not None, **_made(m.g))
-    _set(out.values.weight[:-1], m.g.unflatten(-1, (count, -1)).movedim(1, 0))
-    _set(out.values.weight[-1], m.root.weight.mT)
     structure: Any = out.structure
+    values: Any = out.values
+    _set(values.weight[:-1], m.g.unflatten(-1, (count, -1)).movedim(1, 0))
+    _set(values.weight[-1], m.root.weight.mT)
     _set(structure.centre, m.mu)
     _set(structure.width, m.sigma)
     _set(out.bias, m.bias)
@@ -328,7 +336,7 @@ def _graph_transformer(m: Any) -> MixedProduct:
         _set(linear.bias, of.bias)
     values: Any = out.values
     if m.root_weight:
-        values, root = values.parts
+        values, root = _parts(out)
         _set(root.weight, m.lin_skip.weight.mT[None])
         _set(out.bias, m.lin_skip.bias)
     _set_heads(values, weight, m.lin_value.bias, m.heads)

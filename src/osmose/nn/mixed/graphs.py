@@ -31,7 +31,7 @@ class GraphStructure(Structure):
         self._kept: tuple | None = None
 
     def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "_kept": None}  # type: ignore[misc]
+        return {**super().__getstate__(), "_kept": None}
 
     def once(self, make: Callable[[], Operator], n: int, x: Tensor, *given: Tensor | None) -> Operator:
         """``make()``, or what it made of the same tensors before."""

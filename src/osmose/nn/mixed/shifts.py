@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ... import laws
 from ...operators import Identity, Shift
 from ...operators.shift import Border
 from ...structure.families import Blends, Family, Given
@@ -121,12 +122,14 @@ class Shifts(Structure):
     def forward(self, x: Tensor, sources: Tokens | None = None, targets: Tokens | None = None) -> Family:
         size = x.shape[-1 - self.axes : -1]
         packed = sources if sources is not None and sources.packed else None
-        made = {"dtype": x.dtype, "device": x.device}
-        family = Given([Shift(size, d, border=self.border, tokens=packed, **made) for d in self.offsets])
+        family = Given(
+            [
+                Shift(size, d, border=self.border, tokens=packed, dtype=x.dtype, device=x.device)
+                for d in self.offsets
+            ]
+        )
         if all(t is None or t.mass is None for t in (sources, targets)):
             return family
-        from ... import laws
-
         return family.under(laws.none, sources=sources, targets=targets)
 
     def extra_repr(self) -> str:

@@ -137,9 +137,8 @@ class Concatenated(Values):
         return family.carry(z).transpose(-3, -2).flatten(-2)
 
     def dense(self) -> Tensor:
-        owner = torch.arange(self.out_channels, device=self.weight.device) // (
-            self.out_channels // self.count
-        )
+        wide = len(self.weight)
+        owner = torch.arange(wide, device=self.weight.device) // (wide // self.count)
         own = owner == torch.arange(self.count, device=self.weight.device)[:, None]
         return torch.where(own[:, None], self.weight.mT, 0.0)
 
