@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from osmose.equalities.published import published_causal_flow, published_flow
 from osmose.ops.flow import FlowState, flow_attention
 from osmose.tokens import Tokens
 
-from .flow_peers import published_causal_flow, published_flow
 from .registry import Case, Contender, Inputs, differentiable, register
 
 D, HEADS = 64, 8

@@ -14,6 +14,7 @@ VERBS = {
     "predict": "classes and probabilities for new rows, nodes or sequences",
     "generate": "go on with a text by a language model",
     "compare": "several models on one data set, under equal conditions",
+    "verify": "our layers against those of torch, PyG and the papers, with errors",
     "doctor": "check the installation",
 }
 

@@ -30,6 +30,10 @@ class Values(nn.Module):
     def dense(self) -> Tensor:
         """Theta in full, ``(K, P, Q)``."""
 
+    def carried(self, x: Tensor) -> Tensor:
+        """What each operator moves, in full: ``x Theta_k + 1 eta_k``, ``(..., m, P)`` to ``(..., K, m, Q)``."""
+        return x.unsqueeze(-3) @ self.dense()
+
     def extra_repr(self) -> str:
         channels = "" if self.in_channels is None else f" x ({self.in_channels}, {self.out_channels})"
         return f"{self.count}{channels}"
@@ -83,6 +87,10 @@ class Full(Values):
     def dense(self) -> Tensor:
         return self.weight if self.groups == 1 else block_diagonal(self.weight, self.groups)
 
+    def carried(self, x: Tensor) -> Tensor:
+        z = super().carried(x)
+        return z if self.in_bias is None else z + self.in_bias[:, None]
+
 
 class Carried(Values):
     """Theta = I for every operator: values are carried as they are, any number of channels. No parameters."""
@@ -97,6 +105,9 @@ class Carried(Values):
     def dense(self) -> Tensor:
         """Theta of one channel: it is the same number, 1, on every diagonal."""
         return torch.ones(self.count, 1, 1)
+
+    def carried(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(-3).expand(*x.shape[:-2], self.count, *x.shape[-2:])
 
 
 class Bases(Values):
@@ -137,10 +148,18 @@ class Concatenated(Values):
         return family.carry(z).transpose(-3, -2).flatten(-2)
 
     def dense(self) -> Tensor:
-        wide = len(self.weight)
-        owner = torch.arange(wide, device=self.weight.device) // (wide // self.count)
-        own = owner == torch.arange(self.count, device=self.weight.device)[:, None]
-        return torch.where(own[:, None], self.weight.mT, 0.0)
+        return torch.where(self._own[:, None], self.weight.mT, 0.0)
+
+    @property
+    def _own(self) -> Tensor:
+        """Which outputs an operator fills, ``(K, Q)``."""
+        wide, device = len(self.weight), self.weight.device
+        owner = torch.arange(wide, device=device) // (wide // self.count)
+        return owner == torch.arange(self.count, device=device)[:, None]
+
+    def carried(self, x: Tensor) -> Tensor:
+        z = super().carried(x)
+        return z if self.in_bias is None else z + torch.where(self._own, self.in_bias, 0.0)[:, None]
 
 
 class Joined(Values):
@@ -168,6 +187,9 @@ class Joined(Values):
 
     def dense(self) -> Tensor:
         return torch.cat([part.dense() for part in self.parts])  # type: ignore[operator]
+
+    def carried(self, x: Tensor) -> Tensor:
+        return torch.cat([part.carried(x) for part in self.parts], -3)  # type: ignore[operator]
 
 
 class LowRank(Values):
@@ -219,13 +241,19 @@ class LowRank(Values):
         )
 
     def forward(self, family: Family, x: Tensor) -> Tensor:
+        return F.linear(family.carry(self._inner(x)).transpose(-3, -2).flatten(-2), self.out_weight)
+
+    def _inner(self, x: Tensor) -> Tensor:
+        """The values inside the heads, ``(..., m, P)`` to ``(..., K, m + e, D)``."""
         z = F.linear(x, self.in_weight, self.in_bias)
         if self.extra:
             z = torch.cat([z, self._extra(z)], -2)
         z = z.unflatten(-1, (self.shared, self.rank)).transpose(-3, -2)
-        if self.shared < self.count:
-            z = z.repeat_interleave(self.count // self.shared, -3)
-        return F.linear(family.carry(z).transpose(-3, -2).flatten(-2), self.out_weight)
+        return z if self.shared == self.count else z.repeat_interleave(self.count // self.shared, -3)
+
+    def carried(self, x: Tensor) -> Tensor:
+        outer = self.out_weight.unflatten(-1, (self.count, self.rank))
+        return torch.einsum("...kmd,qkd->...kmq", self._inner(x), outer)
 
     def _extra(self, z: Tensor) -> Tensor:
         learned = iter(self.extra_values if self.extra_values is not None else ())
