@@ -129,7 +129,15 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.plot(values, places, marker, color=colour, ms=4, label=label)
     for value, text in ((TOLERANCE["float64"], "float64"), (TOLERANCE["float32"], "float32")):
         axes.axvline(value, color="#a0aec0", lw=1, ls="--")
-        axes.text(value, -1.0, f" bound, {text}", ha="left" if text == "float64" else "right", va="center", fontsize=7, color="#4a5568")
+        axes.text(
+            value,
+            -1.0,
+            f" bound, {text}",
+            ha="left" if text == "float64" else "right",
+            va="center",
+            fontsize=7,
+            color="#4a5568",
+        )
     axes.set(
         xscale="log",
         yticks=list(places),

@@ -15,6 +15,35 @@ from ..operators.graph import check_edge_index
 DegreeOf = Literal["weighted", "in_degree"]
 
 
+def adjacency(
+    edge_index: Tensor,
+    edge_weight: Tensor | None = None,
+    num_nodes: int | None = None,
+    *,
+    self_loops: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Graph:
+    """The graph as an operator, with ``self_loops`` one of weight 1 at every node that has none; see :func:`propagation`."""
+    check_edge_index(edge_index, num_nodes, None, "adjacency")
+    if num_nodes is None:
+        num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
+    if edge_weight is None:
+        edge_weight = torch.ones(
+            edge_index.shape[1], dtype=dtype or torch.get_default_dtype(), device=edge_index.device
+        )
+    if edge_weight.shape != edge_index.shape[1:]:
+        raise ValueError(
+            f"adjacency: edge_weight has shape {tuple(edge_weight.shape)}; expected ({edge_index.shape[1]},), one for each edge."
+        )
+    if self_loops:
+        has_loop = torch.zeros(num_nodes, dtype=torch.bool, device=edge_index.device)
+        has_loop[edge_index[0, edge_index[0] == edge_index[1]]] = True
+        node = (~has_loop).nonzero().squeeze(-1)
+        edge_index = torch.cat([edge_index, node.expand(2, -1)], 1)
+        edge_weight = torch.cat([edge_weight, edge_weight.new_ones(len(node))])
+    return Graph(edge_index, edge_weight, num_nodes)
+
+
 def propagation(
     edge_index: Tensor,
     edge_weight: Tensor | None = None,
@@ -40,29 +69,12 @@ def propagation(
     Raises:
         TypeError, ValueError: as :class:`~osmose.operators.Graph`.
     """
-    check_edge_index(edge_index, num_nodes, None, "propagation")
-    if num_nodes is None:
-        num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
-    if edge_weight is None:
-        edge_weight = torch.ones(
-            edge_index.shape[1], dtype=dtype or torch.get_default_dtype(), device=edge_index.device
-        )
-    if edge_weight.shape != edge_index.shape[1:]:
-        raise ValueError(
-            f"propagation: edge_weight has shape {tuple(edge_weight.shape)}; expected ({edge_index.shape[1]},), one for each edge."
-        )
-    if self_loops:
-        has_loop = torch.zeros(num_nodes, dtype=torch.bool, device=edge_index.device)
-        has_loop[edge_index[0, edge_index[0] == edge_index[1]]] = True
-        node = (~has_loop).nonzero().squeeze(-1)
-        edge_index = torch.cat([edge_index, node.expand(2, -1)], 1)
-        edge_weight = torch.cat([edge_weight, edge_weight.new_ones(len(node))])
-    graph = Graph(edge_index, edge_weight, num_nodes)
+    graph = adjacency(edge_index, edge_weight, num_nodes, self_loops=self_loops, dtype=dtype)
     if degree == "weighted":
         return laws.sym(graph)
     if degree != "in_degree":
         raise ValueError(f"propagation: degree is {degree!r}; expected 'weighted' or 'in_degree'.")
-    count = torch.bincount(edge_index[1], minlength=num_nodes).to(edge_weight.dtype)
+    count = torch.bincount(graph.target, minlength=graph.shape[0]).to(graph.dtype)
     scale = torch.where(count > 0, count.clamp(min=1).rsqrt(), 0.0)
     return graph.scale(scale, scale)
 

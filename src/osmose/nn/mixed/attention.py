@@ -40,6 +40,8 @@ class Attention(Structure):
         ValueError: sizes that do not fit, options that the mixer does not have, masks that it cannot honour.
     """
 
+    own_law = True
+
     def __init__(
         self,
         in_channels: int,

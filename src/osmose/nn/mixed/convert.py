@@ -56,7 +56,7 @@ def to_torch(layer: MixedProduct) -> nn.Module:
     elif layer.law is None and isinstance(structure, Average):
         kernel = structure.kernel
         pool: Any = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[structure.axes - 1]
-        return pool(
+        out = pool(
             kernel.taps, kernel.stride, tuple(p for p, _ in kernel.padding), count_include_pad=structure.count_padding
         )  # fmt: skip
     elif isinstance(structure, Attention) and structure.mixer == "softmax" and isinstance(values, LowRank):

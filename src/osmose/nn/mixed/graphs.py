@@ -13,18 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from ... import laws
-from ...operators import Graph, Identity, Operator
+from ...laws.base import mass_of, reciprocal
+from ...operators import Identity, Operator
 from ...operators.exponential_graph import ExponentialGraph
 from ...structure.families import Blends, Family, Given, Polynomials, Union
-from ...structure.graphs import propagation, relations, scaled_laplacian
+from ...structure.graphs import adjacency, relations, scaled_laplacian
+from ...tokens import Tokens
 from .product import Structure
 
 
 class GraphStructure(Structure):
-    """A structure made of ``edge_index`` and, where a kind takes them, weights; kept while the same tensors come.
+    """A structure made of ``edge_index`` and, where a kind takes them, weights; masses are part of its law.
 
     What was made of a graph is used again in the next call with the same tensors, unchanged, as in training on one graph.
     """
+
+    own_law = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +38,7 @@ class GraphStructure(Structure):
         return {**super().__getstate__(), "_kept": None}
 
     def once(self, make: Callable[[], Operator], n: int, x: Tensor, *given: Tensor | None) -> Operator:
-        """``make()``, or what it made of the same tensors before."""
+        """``make()``, or what it made of the same tensors before; with masses it is made anew."""
         if any(t is not None and (t.requires_grad or t.is_inference()) for t in given):
             return make()
         key = (n, x.dtype, *(None if t is None else t._version for t in given))
@@ -51,12 +55,18 @@ class GraphStructure(Structure):
         return made
 
 
-def _edges(x: Tensor, edge_index: Tensor, weight: Tensor | None) -> Graph:
-    return Graph(edge_index, weight, x.shape[-2], dtype=x.dtype)
+def _own(x: Tensor, sources: Tokens | None, targets: Tokens | None) -> Operator:
+    """Every node takes from itself, under the masses."""
+    identity = Identity(x.shape[-2], dtype=x.dtype, device=x.device)
+    return laws.none(identity, sources=sources, targets=targets)
+
+
+def _weighted(*sides: Tokens | None) -> bool:
+    return any(t is not None and t.mass is not None for t in sides)
 
 
 class Propagation(GraphStructure):
-    """GCN's one operator: ``D^-1/2 (A + I) D^-1/2``.
+    """GCN's one operator: ``D^-1/2 (A + I) D^-1/2``, the law ``sym``.
 
     Args:
         self_loops: add a loop of weight 1 to every node that has none.
@@ -68,16 +78,26 @@ class Propagation(GraphStructure):
         super().__init__()
         self.self_loops = self_loops
 
-    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Family:
-        return Given([self.operator(x, edge_index, edge_weight)])
-
-    def operator(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Operator:
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: Tensor,
+        edge_weight: Tensor | None = None,
+        sources: Tokens | None = None,
+        targets: Tokens | None = None,
+    ) -> Family:
         n = x.shape[-2]
 
         def make() -> Operator:
-            return propagation(edge_index, edge_weight, n, self_loops=self.self_loops, dtype=x.dtype)
+            graph = adjacency(edge_index, edge_weight, n, self_loops=self.self_loops, dtype=x.dtype)
+            return laws.sym(graph, sources=sources, targets=targets)
 
-        return self.once(make, n, x, edge_index, edge_weight)
+        weighted = _weighted(sources, targets)
+        return self.of(make() if weighted else self.once(make, n, x, edge_index, edge_weight))
+
+    def of(self, operator: Operator) -> Family:
+        """The family that is made of the propagation."""
+        return Given([operator])
 
 
 class Powers(Propagation):
@@ -87,8 +107,8 @@ class Powers(Propagation):
         super().__init__(self_loops)
         self.count = count
 
-    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Family:
-        return Polynomials(self.operator(x, edge_index, edge_weight), self.count)
+    def of(self, operator: Operator) -> Family:
+        return Polynomials(operator, self.count)
 
 
 class Chebyshev(Propagation):
@@ -103,9 +123,8 @@ class Chebyshev(Propagation):
         super().__init__(self_loops=False)
         self.count, self.largest_eigenvalue = count, largest_eigenvalue
 
-    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Family:
-        adjacency = self.operator(x, edge_index, edge_weight)
-        return Polynomials(scaled_laplacian(adjacency, self.largest_eigenvalue), self.count, "chebyshev")
+    def of(self, operator: Operator) -> Family:
+        return Polynomials(scaled_laplacian(operator, self.largest_eigenvalue), self.count, "chebyshev")
 
 
 class Neighbours(GraphStructure):
@@ -113,10 +132,16 @@ class Neighbours(GraphStructure):
 
     count = 2
 
-    def forward(self, x: Tensor, edge_index: Tensor) -> Family:
+    def forward(
+        self, x: Tensor, edge_index: Tensor, sources: Tokens | None = None, targets: Tokens | None = None
+    ) -> Family:
         n = x.shape[-2]
-        mean = self.once(lambda: laws.row(_edges(x, edge_index, None)), n, x, edge_index)
-        return Given([mean, Identity(n, dtype=x.dtype, device=x.device)])
+
+        def make() -> Operator:
+            return laws.row(adjacency(edge_index, None, n, dtype=x.dtype), sources=sources, targets=targets)
+
+        mean = make() if _weighted(sources, targets) else self.once(make, n, x, edge_index)
+        return Given([mean, _own(x, sources, targets)])
 
 
 class Relations(Structure):
@@ -128,6 +153,8 @@ class Relations(Structure):
             as with values of B bases, read the other way.
     """
 
+    own_law = True
+
     def __init__(self, relations: int, blends: int | None = None, **made):
         super().__init__()
         self.relations, self.count = relations, (blends or relations) + 1
@@ -135,13 +162,19 @@ class Relations(Structure):
             nn.Parameter(torch.empty(blends, relations, **made).uniform_(-1, 1)) if blends else None
         )
 
-    def forward(self, x: Tensor, edge_index: Tensor, edge_type: Tensor) -> Family:
-        n = x.shape[-2]
-        means = Given(
-            [laws.row(g) for g in relations(_edges(x, edge_index, None), edge_type, self.relations)]
-        )
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: Tensor,
+        edge_type: Tensor,
+        sources: Tokens | None = None,
+        targets: Tokens | None = None,
+    ) -> Family:
+        graph = adjacency(edge_index, None, x.shape[-2], dtype=x.dtype)
+        parts = relations(graph, edge_type, self.relations)
+        means = Given([laws.row(part, sources=sources, targets=targets) for part in parts])
         family = means if self.coefficients is None else Blends(means, self.coefficients)
-        return Union(family, Given([Identity(n, dtype=x.dtype, device=x.device)]))
+        return Union(family, Given([_own(x, sources, targets)]))
 
 
 class Gaussians(Structure):
@@ -152,24 +185,35 @@ class Gaussians(Structure):
         coordinates: of an edge.
     """
 
+    own_law = True
+
     def __init__(self, count: int, coordinates: int, eps: float = 1e-15, **made):
         super().__init__()
         self.count, self.eps = count + 1, eps
         self.centre = nn.Parameter(torch.randn(count, coordinates, **made))
         self.width = nn.Parameter(torch.ones(count, coordinates, **made))
 
-    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Family:
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: Tensor,
+        edge_attr: Tensor,
+        sources: Tokens | None = None,
+        targets: Tokens | None = None,
+    ) -> Family:
         n = x.shape[-2]
         if edge_attr.shape != (edge_index.shape[1], self.centre.shape[1]):
             raise ValueError(
                 f"Gaussians: edge_attr has shape {tuple(edge_attr.shape)}; expected "
                 f"({edge_index.shape[1]}, {self.centre.shape[1]}), coordinates of each edge."
             )
+        graph = adjacency(edge_index, None, n, dtype=x.dtype)
         off = (edge_attr - self.centre[:, None]).square() / (self.eps + self.width[:, None].square())
-        share = torch.bincount(edge_index[1], minlength=n).to(x.dtype).clamp(min=1).reciprocal()
-        graph = _edges(x, edge_index, None)
-        weights = (-0.5 * off.sum(-1)).exp() * share[edge_index[1]]
-        return Given([*(graph.with_weight(w) for w in weights), Identity(n, dtype=x.dtype, device=x.device)])
+        arrived = graph @ mass_of(sources or Tokens(n), x).unsqueeze(-1)
+        share = reciprocal(arrived)[edge_index[1], 0].to(x.dtype)
+        weights = (-0.5 * off.sum(-1)).exp() * share
+        heads = [laws.none(graph.with_weight(w), sources=sources, targets=targets) for w in weights]
+        return Given([*heads, _own(x, sources, targets)])
 
 
 class EdgeScores(Structure):
@@ -181,6 +225,8 @@ class EdgeScores(Structure):
         root: I as one more operator.
     """
 
+    own_law = True
+
     def __init__(self, heads: int, self_loops: bool, root: bool):
         super().__init__()
         self.heads, self.self_loops, self.root = heads, self_loops, root
@@ -190,15 +236,17 @@ class EdgeScores(Structure):
     def scores(self, x: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """A score for each head and edge, ``(K, e)``, for points ``x (n, P)`` and the ends of the edges."""
 
-    def forward(self, x: Tensor, edge_index: Tensor) -> Family:
+    def forward(
+        self, x: Tensor, edge_index: Tensor, sources: Tokens | None = None, targets: Tokens | None = None
+    ) -> Family:
         n = x.shape[-2]
         if self.self_loops:
             node = torch.arange(n, device=x.device)
             edge_index = torch.cat([edge_index[:, edge_index[0] != edge_index[1]], node.expand(2, -1)], 1)
-        graph = _edges(x, edge_index, None)
+        graph = adjacency(edge_index, None, n, dtype=x.dtype)
         scores = self.scores(x, edge_index[0], edge_index[1])
-        heads = [laws.row(ExponentialGraph(graph, s)) for s in scores]
-        return Given([*heads, Identity(n, dtype=x.dtype, device=x.device)] if self.root else heads)
+        heads = [laws.row(ExponentialGraph(graph, s), sources=sources, targets=targets) for s in scores]
+        return Given([*heads, _own(x, sources, targets)] if self.root else heads)
 
 
 class AdditiveEdges(EdgeScores):

@@ -5,7 +5,7 @@ Shapes: ``(..., m, P)`` to ``(..., n, Q)``; on a grid of D axes ``(..., m_1, ...
 
 from __future__ import annotations
 
-from inspect import Parameter, signature
+from inspect import signature
 from typing import Any
 
 import torch
@@ -22,36 +22,69 @@ class Structure(nn.Module):
     """What makes the operators of a layer; a kind implements ``forward(x, ...)`` to a family of ``count`` operators.
 
     ``forward`` takes the values' points and, by name, what else the structure is made of: a graph, the targets of cross
-    attention, masks. ``axes`` is the number of token axes of x that are a grid.
+    attention, masks; also ``sources`` and ``targets`` where sets matter to it.
+
+    Attributes:
+        count: K.
+        axes: number of token axes of x that are a grid.
+        own_law: whether masses and a law are part of the structure, as in attention; else the layer applies them.
     """
 
     count: int
     axes: int = 1
+    own_law: bool = False
 
     def takes(self) -> tuple[str, ...]:
         """Names of what ``forward`` takes besides x."""
-        parameters = list(signature(self.forward).parameters.values())[1:]
-        return tuple(p.name for p in parameters if p.kind is not Parameter.VAR_KEYWORD)
+        return tuple(signature(self.forward).parameters)[1:]
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """The grid of targets for sources on a grid ``size``."""
         return size
 
+    def family(
+        self,
+        x: Tensor,
+        law: Law | None,
+        sources: Tokens | None,
+        targets: Tokens | None,
+        given: dict[str, Any],
+    ) -> Family:
+        """The operators under a law and the masses; with ``law`` None masses of sources weigh what is carried."""
+        sides = {"sources": sources, "targets": targets}
+        own = {name: tokens for name, tokens in sides.items() if name in self.takes()}
+        family = self(x, **own, **given)
+        if self.own_law or (law is None and all(t is None or t.mass is None for t in sides.values())):
+            return family
+        return family.under(law or laws.none, sources=sources, targets=targets)
+
 
 class Together(Structure):
-    """The operators of several structures, one after the other; each takes what it knows by name."""
+    """The operators of several structures on a line, one after the other; each takes what it knows by name."""
 
     def __init__(self, *parts: Structure):
         super().__init__()
+        self._parts = parts
         self.parts = nn.ModuleList(parts)
         self.count = sum(part.count for part in parts)
+        self.own_law = any(part.own_law for part in parts)
 
     def takes(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name for part in self.parts for name in part.takes()))  # type: ignore[operator]
+        return tuple(dict.fromkeys(name for part in self._parts for name in part.takes()))
 
-    def forward(self, x: Tensor, **given: Any) -> Family:
+    def family(
+        self,
+        x: Tensor,
+        law: Law | None,
+        sources: Tokens | None,
+        targets: Tokens | None,
+        given: dict[str, Any],
+    ) -> Family:
         return Union(
-            *(part(x, **{k: v for k, v in given.items() if k in part.takes()}) for part in self.parts)  # type: ignore[operator]
+            *(
+                part.family(x, law, sources, targets, {k: v for k, v in given.items() if k in part.takes()})
+                for part in self._parts
+            )
         )
 
 
@@ -94,9 +127,16 @@ class MixedProduct(nn.Module):
                 "expected one matrix for each operator."
             )
         self.structure, self.values = structure, values
-        self.law = laws.LAWS.get(law, law) if isinstance(law, str) else law
-        if isinstance(self.law, str):
-            raise ValueError(f"MixedProduct: law is {law!r}; expected one of {', '.join(laws.LAWS)}.")
+        if isinstance(law, str):
+            if law not in laws.LAWS:
+                raise ValueError(f"MixedProduct: law is {law!r}; expected one of {', '.join(laws.LAWS)}.")
+            law = laws.LAWS[law]
+        self.law = law
+        if self.law is not None and structure.own_law:
+            raise ValueError(
+                f"MixedProduct: law {self.law.name} on {type(structure).__name__}, whose operators have a law already; leave it "
+                "out, or give the structure another mixer."
+            )
         if bias and values.out_channels is None:
             raise ValueError(
                 f"MixedProduct: a bias with values {type(values).__name__}, which take any channels; pass bias=False."
@@ -124,9 +164,7 @@ class MixedProduct(nn.Module):
         self, x: Tensor, *, sources: Tokens | None = None, targets: Tokens | None = None, **given: Any
     ) -> Family:
         """The operators that x is mixed by, under the layer's law; the arguments of :meth:`forward`."""
-        known = self.structure.takes()
-        sides = {"sources": sources, "targets": targets}
-        own = {name: tokens for name, tokens in sides.items() if name in known}
+        known = [name for name in self.structure.takes() if name not in ("sources", "targets")]
         unknown = [name for name in given if name not in known]
         if unknown:
             raise TypeError(
@@ -143,10 +181,7 @@ class MixedProduct(nn.Module):
             raise ValueError(
                 f"MixedProduct: x has shape {tuple(x.shape)}; expected (..., {axes}, {channels or 'channels'})."
             )
-        family = self.structure(x, **own, **given)
-        if own or (self.law is None and sources is None and targets is None):
-            return family
-        return family.under(self.law or laws.none, sources=sources, targets=targets)
+        return self.structure.family(x, self.law, sources, targets, given)
 
     def extra_repr(self) -> str:
         return "" if self.law is None else f"law={self.law!r}"

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ... import laws
 from ...operators import Identity, Shift
 from ...operators.shift import Border
 from ...structure.families import Blends, Family, Given
@@ -119,18 +118,15 @@ class Shifts(Structure):
             )
         self.axes = len(self.offsets[0])
 
-    def forward(self, x: Tensor, sources: Tokens | None = None, targets: Tokens | None = None) -> Family:
+    def forward(self, x: Tensor, sources: Tokens | None = None) -> Family:
         size = x.shape[-1 - self.axes : -1]
         packed = sources if sources is not None and sources.packed else None
-        family = Given(
+        return Given(
             [
                 Shift(size, d, border=self.border, tokens=packed, dtype=x.dtype, device=x.device)
                 for d in self.offsets
             ]
         )
-        if all(t is None or t.mass is None for t in (sources, targets)):
-            return family
-        return family.under(laws.none, sources=sources, targets=targets)
 
     def extra_repr(self) -> str:
         return f"offsets={[d if len(d) > 1 else d[0] for d in self.offsets]}, border={self.border!r}"
