@@ -14,6 +14,8 @@ VERBS = {
     "predict": "classes and probabilities for new rows, nodes or sequences",
     "generate": "go on with a text by a language model",
     "compare": "several models on one data set, under equal conditions",
+    "identify": "which shifts a linear module consists of, found by probes",
+    "rank": "parameters, true degrees of freedom and ranks of a model's layers",
     "doctor": "check the installation",
 }
 

@@ -119,7 +119,9 @@ def identify(
     """
     sizes = (length,) * _axes(module) if isinstance(length, int) else tuple(length)
     if not 1 <= len(sizes) <= 3 or min(sizes) < 1:
-        raise ValueError(f"identify: length is {length}; expected a positive integer, or one for each of 1 to 3 axes.")
+        raise ValueError(
+            f"identify: length is {length}; expected a positive integer, or one for each of 1 to 3 axes."
+        )
     probe = _Probe(module, sizes, _channels(module, channels), layout or _layout(module), dtype)
     superposition = _superposition(probe, seed, tolerance)
     tolerance = probe.tolerance if tolerance is None else tolerance
@@ -134,7 +136,7 @@ def identify(
     coupling, groups = _coupling(phi, flat, fits, tolerance)
     found = [offset for offset, keep in zip(offsets, kept.tolist(), strict=True) if keep]
     return Identification(
-        offsets=tuple(found) if len(sizes) > 1 else tuple(d for (d,) in found),  # type: ignore[arg-type]
+        offsets=tuple(found) if len(sizes) > 1 else tuple(d for (d,) in found),
         theta=flat[kept],
         bias=_bias(at_zero, phi, tolerance),
         axes=axes,
@@ -156,9 +158,16 @@ class _Probe:
     """The module as a function ``(B, *M, P)`` to ``(B, *N, Q)``, whatever its layout."""
 
     def __init__(
-        self, module: Callable[[Tensor], Tensor], sizes: tuple[int, ...], channels: int, layout: Layout, dtype: torch.dtype
+        self,
+        module: Callable[[Tensor], Tensor],
+        sizes: tuple[int, ...],
+        channels: int,
+        layout: Layout,
+        dtype: torch.dtype,
     ):
-        self.name = repr(module) if isinstance(module, nn.Module) else getattr(module, "__name__", repr(module))
+        self.name = (
+            repr(module) if isinstance(module, nn.Module) else getattr(module, "__name__", repr(module))
+        )
         self.name = " ".join(self.name.split())
         self.name = self.name if len(self.name) < 80 else f"{type(module).__name__}(...)"
         self.device = torch.device("cpu")
@@ -229,7 +238,9 @@ def _superposition(probe: _Probe, seed: int, tolerance: float | None) -> float:
         scale = _norm(at_x - at_zero) + _norm(at_y - at_zero) + _norm(at_zero)
         alone = _norm(probe(x.unsqueeze(0))[0] - at_x)
         if not math.isfinite(scale):
-            raise NotLinearError(f"identify: {probe.name} gives NaN or infinity; a linear module does not.", math.inf)
+            raise NotLinearError(
+                f"identify: {probe.name} gives NaN or infinity; a linear module does not.", math.inf
+            )
         if alone > (probe.tolerance if tolerance is None else tolerance) * scale:
             raise NotLinearError(
                 f"identify: {probe.name} gives another answer in another batch, or when asked again (distance "
@@ -292,7 +303,9 @@ def _shifts(
         families.append(members)
     rebuilt = theta
     for i, members in reversed(list(enumerate(families))):
-        parts = torch.tensordot(members, rebuilt.movedim(i, 0), ([0], [0]))  # (N_i, M_i, D_.., N_.., M_.., P, Q)
+        parts = torch.tensordot(
+            members, rebuilt.movedim(i, 0), ([0], [0])
+        )  # (N_i, M_i, D_.., N_.., M_.., P, Q)
         rebuilt = parts.movedim((0, 1), (i, count))
     offsets: list[tuple[int, ...]] = [()]
     for axis in axes:

@@ -17,7 +17,9 @@ from .basis import Basis
 Border = Literal["zeros", "circular", "reflect", "replicate", "renormalise"]
 _FOLDED: tuple[Border, ...] = ("reflect", "replicate", "renormalise")
 _MOST_STRIDES = 64
-_MOST_FOLDED = 65  # offsets for which borders other than zeros and circular are tried: a least-squares fit each
+_MOST_FOLDED = (
+    65  # offsets for which borders other than zeros and circular are tried: a least-squares fit each
+)
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def _least_squares(
 def _coefficients(phi: Tensor, axis: ShiftAxis) -> Tensor:
     if not axis.offsets:
         return phi.new_zeros(0, phi.shape[-1])
-    members = axis.members(*phi.shape[:2], phi)
+    members = axis.members(phi.shape[0], phi.shape[1], phi)
     if axis.border in ("zeros", "circular"):  # orthogonal: no solve
         flat = members.flatten(1)
         return (flat @ phi.flatten(0, 1)) / flat.square().sum(1, keepdim=True)

@@ -56,7 +56,9 @@ class FactorRanks:
 
     def content(self) -> dict[str, Any]:
         """As JSON."""
-        return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        return {
+            name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(self).items()
+        }
 
 
 @dataclass(frozen=True)
