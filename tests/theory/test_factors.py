@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -181,7 +183,9 @@ def test_errors_are_those_of_the_singular_values() -> None:
     bases = torch.linalg.svdvals(theta.flatten(1))[2:].norm() / norm
     assert Bases.of(theta, 2).error(theta) == pytest.approx(float(bases))
     off = theta[:, :, :3] - torch.diag_embed(theta.diagonal(dim1=1, dim2=2)[..., :3])
-    assert Diagonal.of(theta[..., :3]).error(theta[..., :3]) == pytest.approx(float(off.norm() / theta[..., :3].norm()))
+    assert Diagonal.of(theta[..., :3]).error(theta[..., :3]) == pytest.approx(
+        float(off.norm() / theta[..., :3].norm())
+    )
 
 
 def test_heads_are_a_collaborative_tensor_and_fewer_terms_cost_accuracy() -> None:
@@ -217,3 +221,12 @@ def test_what_does_not_fit_is_named() -> None:
         Heads.of(theta[0], 1)
     with pytest.raises(ValueError, match="K a multiple of G"):
         GroupedQuery(normal(2, 3, 2), normal(3, 3, 2))
+
+
+def test_tensorly_is_needed_for_fits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorly", None)
+    assert CP.of_heads(Heads(normal(3, 5, 2), normal(3, 4, 2))).canonical().full().shape == (3, 5, 4)
+    with pytest.raises(ModuleNotFoundError, match="tensorly"):
+        CP.of(normal(3, 4, 5), 2)
+    with pytest.raises(ModuleNotFoundError, match="tensorly"):
+        Tucker.of(normal(3, 4, 5), (1, 1, 1))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from osmose.operators import DenseLimitError, Dense, Graph, Identity, LowRank, Operator, Pairwise, dense_limit
+from osmose.operators import Dense, DenseLimitError, Graph, Identity, LowRank, Operator, Pairwise, dense_limit
 from osmose.structure import (
     Basis,
     KroneckerSum,
@@ -63,12 +63,18 @@ def test_the_layer_is_a_sum_of_kronecker_products() -> None:
 @pytest.mark.parametrize("sizes", [(2, 3), (3, 2)], ids=["widens", "narrows"])
 def test_the_lazy_matrix_equals_its_dense_form(sizes: tuple[int, int]) -> None:
     parts = [normal(2, N, M), normal(N, 3, seed=1), normal(M, 3, seed=2)]  # a batch of two, and one for all
-    theta, v, u = normal(2, *sizes, seed=3), normal(2, M * sizes[0], 5, seed=4), normal(2, N * sizes[1], 5, seed=5)
+    theta, v, u = (
+        normal(2, *sizes, seed=3),
+        normal(2, M * sizes[0], 5, seed=4),
+        normal(2, N * sizes[1], 5, seed=5),
+    )
     inputs = [x.requires_grad_() for x in (*parts, theta)]
 
     def dense() -> Tensor:
         a = torch.stack([parts[0], (parts[1] @ parts[2].mT).expand(2, N, M)])
-        return sum(torch.stack([torch.kron(a[k, b], theta[k].mT.contiguous()) for b in range(2)]) for k in range(2))  # type: ignore[return-value]
+        return sum(
+            torch.stack([torch.kron(a[k, b], theta[k].mT.contiguous()) for b in range(2)]) for k in range(2)
+        )  # type: ignore[return-value]
 
     op = KroneckerSum([Dense(parts[0]), LowRank(parts[1], parts[2])], theta)
     close(op.to_dense(), dense())
@@ -105,7 +111,10 @@ def test_a_basis_inverts_the_product(kind: str) -> None:
     phi = mixed_product(dense, theta)
     assert basis.independent
     close(basis.gram(), dense.flatten(1) @ dense.flatten(1).mT)
-    close(torch.tensordot(basis.dual().flatten(1), dense.flatten(1), ([1], [1])), torch.eye(4, dtype=torch.float64))
+    close(
+        torch.tensordot(basis.dual().flatten(1), dense.flatten(1), ([1], [1])),
+        torch.eye(4, dtype=torch.float64),
+    )
     close(basis.coefficients(phi), theta)
     close(basis.coefficients(KroneckerSum(members, theta)), theta)
     assert float(basis.residual(phi).norm()) < 1e-11
@@ -121,7 +130,9 @@ def test_with_a_whole_basis_every_map_is_a_mixed_product() -> None:
     phi = normal(N, M, P, Q, seed=1)
     theta = Basis(a).coefficients(phi)
     close(mixed_product(a, theta), phi, 1e-10)
-    close(theta, torch.linalg.solve(a.flatten(1).mT, phi.flatten(0, 1).flatten(1)).unflatten(1, (P, Q)), 1e-10)
+    close(
+        theta, torch.linalg.solve(a.flatten(1).mT, phi.flatten(0, 1).flatten(1)).unflatten(1, (P, Q)), 1e-10
+    )
 
 
 @pytest.mark.parametrize("kind", ["tensors", "operators"])
@@ -135,7 +146,11 @@ def test_dependent_members_have_no_unique_coefficients(kind: str) -> None:
         with pytest.raises(ValueError, match=r"the 5 members have rank 4.*least_norm=True"):
             ask()
     theta = basis.coefficients(phi, least_norm=True)
-    close(theta, (torch.linalg.pinv(dense.flatten(1).mT) @ phi.flatten(0, 1).flatten(1)).unflatten(1, (P, Q)), 1e-6)
+    close(
+        theta,
+        (torch.linalg.pinv(dense.flatten(1).mT) @ phi.flatten(0, 1).flatten(1)).unflatten(1, (P, Q)),
+        1e-6,
+    )
     close(basis.combine(theta), phi, 1e-6)
 
 
@@ -153,7 +168,9 @@ def test_more_members_than_entries_are_an_overcomplete_family() -> None:
 def test_the_basis_of_a_large_graph_stays_sparse() -> None:
     n = 5000
     node = torch.arange(n)
-    shifts = [Graph(torch.stack([(node + d) % n, node]), num_targets=n, dtype=torch.float64) for d in (-1, 0, 1)]
+    shifts = [
+        Graph(torch.stack([(node + d) % n, node]), num_targets=n, dtype=torch.float64) for d in (-1, 0, 1)
+    ]
     with dense_limit(4 * n):
         basis = Basis(shifts)
         close(basis.gram(), n * torch.eye(3, dtype=torch.float64))
@@ -194,7 +211,9 @@ def test_the_best_approximation_is_no_worse_than_any_other() -> None:
         assert other == pytest.approx(best.error * norm, abs=1e-4)
     assert best_mixed_product(phi).a.shape[0] == P * Q
     values = spectrum(phi)
-    assert stable_rank(values) == pytest.approx(norm**2 / float(torch.linalg.matrix_norm(phi.flatten(2).flatten(0, 1), 2)) ** 2)
+    assert stable_rank(values) == pytest.approx(
+        norm**2 / float(torch.linalg.matrix_norm(phi.flatten(2).flatten(0, 1), 2)) ** 2
+    )
 
 
 def test_the_gauge_changes_the_factors_but_not_the_map() -> None:
@@ -221,7 +240,9 @@ def test_what_does_not_fit_is_named() -> None:
         KroneckerSum([Identity(5), Identity(4)], theta)
     with pytest.raises(ValueError, match=r"member 1 has shape"):
         Basis([Identity(5), Identity(4)])
-    with pytest.raises(ValueError, match=r"phi has shape \(5, 5, 3\); expected \(\*S, \*T\) with S = \(5, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"phi has shape \(5, 5, 3\); expected \(\*S, \*T\) with S = \(5, 4\)"
+    ):
         Basis(normal(2, N, M)).coefficients(normal(5, 5, 3))
     with pytest.raises(ValueError, match="multiples of 3 and 4"):
         layer_tensor(normal(10, 12), 3, 4)

@@ -32,7 +32,7 @@ class NotLinearError(ValueError):
         self.distance = distance
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Identification:
     """A linear map ``y_n = bias + sum_d x_(n + d) Theta_d`` as it was found.
 

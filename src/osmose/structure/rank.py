@@ -67,7 +67,7 @@ def stable_rank(values: Tensor) -> float:
     return float((values / top).square().sum()) if top > 0 else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MixedApproximation:
     """``Phi`` as few terms: ``a (k, N, M)``, ``theta (k, P, Q)``.
 

@@ -27,7 +27,7 @@ _CONVOLUTIONS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FactorRanks:
     """A family ``(K, P, Q)`` of values or scores.
 
@@ -61,7 +61,7 @@ class FactorRanks:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerRanks:
     """One layer: its name in the model, its kind, and one or two families."""
 

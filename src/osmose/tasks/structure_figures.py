@@ -79,8 +79,8 @@ def _offsets(axes: Axes, found: Identification) -> None:
 
 def rank_spectra(layers: list[LayerRanks], path: Path, title: str) -> None:
     """Singular values over the largest, a line for every head or tap, a colour for every layer from first to last."""
-    attention = [layer for layer in layers if len(layer.families) > 1]
-    others = [layer for layer in layers if len(layer.families) == 1]
+    attention = [layer for layer in layers if any(f.role == "scores" for f in layer.families)]
+    others = [layer for layer in layers if layer not in attention]
     panels = [
         (
             "values of heads, Theta_k",
