@@ -93,6 +93,9 @@ OPTIONS = {
     }
     | {"--batch-size", "--device", "--threads", "--out", "--overwrite"},
     "generate": COMMON | {"--prompt", "--length", "--temperature", "--top-k", "--top-p", "--seed"},
+    "identify": COMMON | {"--module", "--length", "--channels", "--layout", "--tolerance", "--seed", "--out"},
+    "rank": COMMON | {"--module", "--tolerance", "--seed", "--out"},
+    "verify": COMMON | {"--against", "--out"},
     "doctor": COMMON,
 }
 

@@ -15,6 +15,8 @@ VERBS = {
     "generate": "go on with a text by a language model",
     "compare": "several models on one data set, under equal conditions",
     "verify": "our layers against those of torch, PyG and the papers, with errors",
+    "identify": "which shifts a linear module consists of, found by probes",
+    "rank": "parameters, true degrees of freedom and ranks of a model's layers",
     "doctor": "check the installation",
 }
 
