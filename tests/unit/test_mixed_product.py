@@ -21,6 +21,7 @@ from osmose.nn.mixed import (
     Propagation,
     Shifts,
     Taps,
+    Tied,
     Together,
     from_torch,
     layers,
@@ -102,6 +103,7 @@ def values_cases():
         "joined": Joined(Full(1, 4, 6, dtype=F64), LowRank(1, 4, 6, dtype=F64)),
         "low rank": LowRank(2, 4, 6, 3, dtype=F64),
         "shared": LowRank(2, 4, 6, 3, shared=1, dtype=F64),
+        "tied": Tied(2, 4, 6, dtype=F64),
         "carried": Carried(2),
     }
 

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     command = parse(VerifyCommand, "verify", arguments)
     import json
 
-    rows = _measure(command.against)
+    rows = measured(command.against)
     failed = [row["name"] for row in rows if not row["holds"]]
     folder = command.out or Path("runs") / "verify"
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,8 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(1)
 
 
-def _measure(against: tuple[str, ...]) -> list[dict[str, Any]]:
+def measured(against: tuple[str, ...] = ("torch", "pyg", "published")) -> list[dict[str, Any]]:
+    """All equalities with their errors, and whether they hold."""
     import warnings
 
     import torch

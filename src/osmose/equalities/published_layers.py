@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..nn.mixed import MixedProduct, Together, layers
 from ..nn.mixed.graphs import Propagation
-from ..nn.mixed.values import Full, Values
+from ..nn.mixed.values import Tied
 from .published import (
     published_causal_flow,
     published_diffusion,
@@ -71,33 +71,18 @@ def _released(layer: Any, kernel: str, heads: int, theta: Tensor | None = None) 
     return run
 
 
-class _Shared(Values):
-    """One matrix for all operators, as DIFFormer's graph term shares the values of the attention."""
-
-    def __init__(self, count: int, in_channels: int, out_channels: int):
-        super().__init__()
-        self.count, self.in_channels, self.out_channels = count, in_channels, out_channels
-        self.inner = Full(1, in_channels, out_channels)
-
-    def forward(self, family: Any, x: Tensor) -> Tensor:
-        return family.mixed(x, self.dense())
-
-    def dense(self) -> Tensor:
-        return self.inner.weight.expand(self.count, -1, -1)
-
-
 def _difformer_graph(dtype: torch.dtype) -> Trial:
     attention = layers.difformer(6, 4, 1, normalization="frobenius").structure
-    ours = randomised(MixedProduct(Together(attention, Propagation()), _Shared(2, 6, 4)), dtype)
+    ours = randomised(MixedProduct(Together(attention, Propagation()), Tied(2, 6, 4)), dtype)
     edges = torch.unique(torch.randint(0, 9, (2, 20)), dim=1)
     edges = torch.unique(torch.cat([edges, edges.flip(0), torch.arange(9).expand(2, -1)], 1), dim=1)
     degree = torch.bincount(edges[1], minlength=9).to(dtype)
     weight = (degree[edges[0]] * degree[edges[1]]).rsqrt()
     dense = torch.zeros(9, 9, dtype=dtype).index_put((edges[1], edges[0]), weight, accumulate=True)
-    theta = ours.values.inner.weight
+    theta = ours.values.weight
 
     def theirs(x: Tensor) -> Tensor:
-        return _released(ours, "simple", 1, theta)(x) + dense @ (x @ theta[0])
+        return _released(ours, "simple", 1, theta[None])(x) + dense @ (x @ theta)
 
     return Trial(ours, theirs, torch.randn(9, 6, dtype=dtype), {"edge_index": edges})
 
@@ -136,7 +121,7 @@ EQUALITIES = (
     Equality(
         "DIFFormer-s with a graph",
         "published",
-        "1 + q k^T, D^-1/2 (A + I) D^-1/2; shared Theta",
+        "1 + q k^T, D^-1/2 (A + I) D^-1/2",
         _difformer_graph,
     ),
 )

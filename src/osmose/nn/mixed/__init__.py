@@ -19,7 +19,7 @@ from .graphs import (
 )
 from .product import MixedProduct, Structure, Together
 from .shifts import Average, Own, Shifts, Taps
-from .values import Bases, Carried, Concatenated, Full, Joined, LowRank, Values
+from .values import Bases, Carried, Concatenated, Full, Joined, LowRank, Tied, Values
 
 __all__ = [
     "AdditiveEdges",
@@ -43,6 +43,7 @@ __all__ = [
     "Shifts",
     "Structure",
     "Taps",
+    "Tied",
     "Together",
     "Values",
     "from_torch",

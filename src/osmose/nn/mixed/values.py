@@ -110,6 +110,24 @@ class Carried(Values):
         return x.unsqueeze(-3).expand(*x.shape[:-2], self.count, *x.shape[-2:])
 
 
+class Tied(Values):
+    """One matrix for all operators: ``(sum_k A_k) x Theta``, as DIFFormer's graph term shares the values of its attention.
+
+    Parameters: ``weight (P, Q)``.
+    """
+
+    def __init__(self, count: int, in_channels: int, out_channels: int, **made):
+        super().__init__()
+        self.count, self.in_channels, self.out_channels = count, in_channels, out_channels
+        self.weight = _uniform((in_channels, out_channels), in_channels, made)
+
+    def forward(self, family: Family, x: Tensor) -> Tensor:
+        return family.spread(x @ self.weight).sum(-3)
+
+    def dense(self) -> Tensor:
+        return self.weight.expand(self.count, -1, -1)
+
+
 class Bases(Values):
     """``Theta_k = sum_b c_kb V_b``: matrices shared between operators, as in R-GCN; itself a mixed product.
 
