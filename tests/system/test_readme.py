@@ -56,6 +56,7 @@ def test_public_surface():
         "DiffusionState",
         "Energy",
         "FlowState",
+        "MixedProduct",
         "MultiheadMixer",
         "Tokens",
         "__version__",
@@ -67,6 +68,7 @@ def test_public_surface():
         "models",
         "nn",
         "operators",
+        "structure",
     ]
     assert all(getattr(osmose, name) is not None for name in osmose.__all__)
     with pytest.raises(AttributeError, match="no attribute 'attention'"):
