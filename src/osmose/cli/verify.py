@@ -76,16 +76,30 @@ HEAD = ("layer", "other side", "operators A_k", "K", "Theta", "output", "gradien
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """A row of the table, as texts."""
-    errors = (f"{row[key]:.0e}" for key in ("error", "gradient_error", "parts_error", "float32_error"))
+    errors = (
+        f"{row[key]:.0e}" if row[key] else "0"
+        for key in ("error", "gradient_error", "parts_error", "float32_error")
+    )
     return (
-        row["name"], row["against"], row["structure"], str(row["operators"]), row["values"].lstrip("_"), *errors
+        row["name"], row["against"], row["structure"], str(row["operators"]), row["values"], *errors
     )  # fmt: skip
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table for a page."""
-    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
-    return "\n".join(lines + ["| " + " | ".join(cells(row)) + " |" for row in rows]) + "\n"
+    """The tables for a page, one for each other side."""
+    head = [name for name in HEAD if name != "other side"]
+    parts = []
+    for against in dict.fromkeys(row["against"] for row in rows):
+        lines = [f"Against {_TITLES[against]}:", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        for row in (row for row in rows if row["against"] == against):
+            layer, _, *rest = cells(row)
+            texts = [layer, *(text.replace("e-", "e\N{NON-BREAKING HYPHEN}") for text in rest)]
+            lines.append("| " + " | ".join(texts) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+_TITLES = {"torch": "torch", "pyg": "PyG", "published": "the formulas of the papers' code"}
 
 
 def _print(rows: list[dict[str, Any]], folder: Path) -> None:
