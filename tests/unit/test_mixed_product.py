@@ -229,6 +229,8 @@ def test_a_layer_keeps_its_graph_and_makes_it_anew_when_it_changes():
         (lambda: MixedProduct(Own(), Full(2, 3, 3)), "structure has 1 operators and the values 2 matrices"),
         (lambda: MixedProduct(Own(), Full(1, 3, 3), law="rows"), "law is 'rows'; expected one of none, row"),
         (lambda: MixedProduct(Attention(4, 2), Full(2, 4, 4), law="row"), "have a law already"),
+        (lambda: Together(Own(), Taps(Kernel((2, 2)))), "on a line"),
+        (lambda: layers.gat(2, 2)(torch.randn(3, 4, 2), edge_index=torch.zeros(2, 1, dtype=torch.int64)), "as PyG does"),
         (lambda: Shifts([1, 1]), "each of them once"),
         (lambda: Shifts([]), "at least one"),
         (lambda: Full(1, 4, 6, groups=4), "expected a divisor of both"),
@@ -264,6 +266,8 @@ def test_other_mistakes():
         from_torch(nn.ReLU())
     with pytest.raises(TypeError, match=r"Propagation takes no 'edges'; it takes edge_index, edge_weight"):
         layers.gcn(2, 2)(torch.randn(3, 2), edges=None)
+    with pytest.raises(TypeError, match=r"Propagation needs 'edge_index'"):
+        layers.gcn(2, 2)(torch.randn(3, 2))
     mask = torch.rand(5, 5)
     with pytest.raises(ValueError, match="not the causal mask"):
         layers.attention(4, 2, mixer="flow")(torch.randn(5, 4), attn_mask=mask)

@@ -239,6 +239,11 @@ class EdgeScores(Structure):
     def forward(
         self, x: Tensor, edge_index: Tensor, sources: Tokens | None = None, targets: Tokens | None = None
     ) -> Family:
+        if x.ndim != 2:
+            raise ValueError(
+                f"{type(self).__name__}: x has shape {tuple(x.shape)}; expected (n, channels), one set of nodes. Put the "
+                "graphs of a batch side by side, as PyG does."
+            )
         n = x.shape[-2]
         if self.self_loops:
             node = torch.arange(n, device=x.device)

@@ -5,8 +5,8 @@ Shapes: ``(..., m, P)`` to ``(..., n, Q)``; on a grid of D axes ``(..., m_1, ...
 
 from __future__ import annotations
 
-from inspect import signature
-from typing import Any
+from inspect import Parameter, signature
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +34,12 @@ class Structure(nn.Module):
     axes: int = 1
     own_law: bool = False
 
-    def takes(self) -> tuple[str, ...]:
-        """Names of what ``forward`` takes besides x."""
-        return tuple(signature(self.forward).parameters)[1:]
+    def takes(self) -> dict[str, bool]:
+        """What ``forward`` takes besides x, by name, and whether it cannot do without."""
+        return {
+            name: parameter.default is Parameter.empty
+            for name, parameter in list(signature(self.forward).parameters.items())[1:]
+        }
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """The grid of targets for sources on a grid ``size``."""
@@ -64,13 +67,22 @@ class Together(Structure):
 
     def __init__(self, *parts: Structure):
         super().__init__()
-        self._parts = parts
+        if any(part.axes > 1 for part in parts):
+            raise ValueError("Together: a structure on a grid among others; they share tokens on a line.")
         self.parts = nn.ModuleList(parts)
         self.count = sum(part.count for part in parts)
         self.own_law = any(part.own_law for part in parts)
 
-    def takes(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name for part in self._parts for name in part.takes()))
+    @property
+    def _parts(self) -> tuple[Structure, ...]:
+        return cast(tuple[Structure, ...], tuple(self.parts))
+
+    def takes(self) -> dict[str, bool]:
+        out: dict[str, bool] = {}
+        for part in self._parts:
+            for name, needed in part.takes().items():
+                out[name] = out.get(name, False) or needed
+        return out
 
     def family(
         self,
@@ -164,12 +176,14 @@ class MixedProduct(nn.Module):
         self, x: Tensor, *, sources: Tokens | None = None, targets: Tokens | None = None, **given: Any
     ) -> Family:
         """The operators that x is mixed by, under the layer's law; the arguments of :meth:`forward`."""
-        known = [name for name in self.structure.takes() if name not in ("sources", "targets")]
-        unknown = [name for name in given if name not in known]
-        if unknown:
+        known = {
+            name: need for name, need in self.structure.takes().items() if name not in ("sources", "targets")
+        }
+        wrong = [f"takes no {name!r}" for name in given if name not in known]
+        wrong += [f"needs {name!r}" for name, needed in known.items() if needed and given.get(name) is None]
+        if wrong:
             raise TypeError(
-                f"MixedProduct: {type(self.structure).__name__} takes no {unknown[0]!r}; it takes "
-                f"{', '.join(known) or 'x only'}."
+                f"MixedProduct: {type(self.structure).__name__} {wrong[0]}; it takes {', '.join(known) or 'x only'}."
             )
         channels = self.values.in_channels
         if x.shape[-1] != (channels or x.shape[-1]) or x.ndim < self.structure.axes + 1:
