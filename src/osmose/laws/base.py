@@ -46,8 +46,13 @@ class Law(ABC):
             targets: masses of the rows; None means 1. For a square operator both may be the same.
 
         Raises:
-            ValueError: tokens or masses that do not fit the operator.
+            ValueError: tokens or masses that do not fit the operator; a causal operator under a law that uses columns.
         """
+        if self.uses_columns and op.is_causal:
+            raise ValueError(
+                f"{self!r}: {op!r} is causal, and this law divides by sums over all targets of a source, later ones too: what "
+                "a target takes would depend on the future. Take a law of rows: row, mean or none."
+            )
         return self._apply(op, *self._sides(op, sources, targets))
 
     def _sides(self, op: Operator, sources: Tokens | None, targets: Tokens | None) -> tuple[Tokens, Tokens]:

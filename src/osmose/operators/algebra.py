@@ -49,6 +49,10 @@ class Sum(Operator):
         return _total(term._block(i, j) for term in self.terms)
 
     @property
+    def is_causal(self) -> bool:
+        return all(term.is_causal for term in self.terms)
+
+    @property
     def mT(self) -> Operator:  # noqa: N802
         return Sum(*(term.mT for term in self.terms))
 
@@ -143,6 +147,10 @@ class Scaled(Operator):
                 d = diagonal[..., index]
                 out = torch.where(d != 0, out, 0.0) * d.to(out.dtype)
         return out if self.scalar is None else out * self.scalar
+
+    @property
+    def is_causal(self) -> bool:
+        return self.inner.is_causal
 
     @property
     def mT(self) -> Operator:  # noqa: N802
@@ -242,6 +250,10 @@ class Hadamard(Operator):
 
     def _rmatmul(self, u: Tensor) -> Tensor:
         return Hadamard(self.a.mT, self.b.mT)._matmul(u)
+
+    @property
+    def is_causal(self) -> bool:
+        return self.a.is_causal or self.b.is_causal
 
     def _row_blocks(self) -> tuple[Tensor, ...]:
         refuse_past_limit(

@@ -112,6 +112,11 @@ class Operator(ABC):
         return self._like.device
 
     @property
+    def is_causal(self) -> bool:
+        """Whether, by its kind, a target takes from no later source; laws that use columns refuse it."""
+        return False
+
+    @property
     def mT(self) -> Operator:  # noqa: N802, torch's name
         """The transpose of the last two dimensions."""
         from .algebra import Transposed
