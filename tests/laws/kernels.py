@@ -14,7 +14,10 @@ SOFT_STEP = ScoreKernel.from_function(lambda s: F.softplus(s) + 0.1, name="softp
 
 # coefficients of offsets source - target: all that six tokens have, some far apart, and a band
 TAPS = {
-    "toeplitz": ((-5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5), (0.2, 0.1, 0.4, 0.7, 1.0, 0.8, 0.5, 0.6, 0.1, 0.3, 0.2)),
+    "toeplitz": (
+        (-5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5),
+        (0.2, 0.1, 0.4, 0.7, 1.0, 0.8, 0.5, 0.6, 0.1, 0.3, 0.2),
+    ),
     "shifts": ((3, -700, 0, -2, 600), (0.5, 2.0, 1.0, 0.3, 1.0)),
     "fft": ((-1, 0, 1, 2), (0.5, 1.0, 0.7, 0.4)),
     "local": ((-2, -1, 0, 1), (0.5, 1.0, 0.7, 0.4)),
@@ -36,7 +39,9 @@ def by_offset(name: str, x: Tensor, y: Tensor, targets: Tokens | None, sources: 
     out = torch.zeros(n, m, dtype=x.dtype)
     for offset, c in zip(*TAPS[name], strict=True):
         out = torch.where(d == offset, c, out)
-    return out + 0 * (x.sum() + y.sum())  # the suite asks for gradients of the points; coefficients have their own test
+    return out + 0 * (
+        x.sum() + y.sum()
+    )  # the suite asks for gradients of the points; coefficients have their own test
 
 
 def _together(x: Tensor, y: Tensor, targets: Tokens | None, sources: Tokens | None) -> Tensor:
@@ -67,9 +72,7 @@ def weights(
         "toeplitz": lambda: by_offset(name, x, y, targets, sources),
         "shifts": lambda: by_offset(name, x, y, targets, sources),
         "fft": lambda: by_offset(name, x, y, targets, sources),
-        "local": lambda: (
-            (F.softplus(x) @ F.softplus(y).mT + 0.1) * by_offset(name, x, y, targets, sources)
-        ),
+        "local": lambda: (F.softplus(x) @ F.softplus(y).mT + 0.1) * by_offset(name, x, y, targets, sources),
         "scaled": lambda: (
             0.5 * x.square().sum(-1).unsqueeze(-1) * scores.sigmoid() * y.square().sum(-1).unsqueeze(-2)
         ),
@@ -111,7 +114,9 @@ def operator(
         "toeplitz": toeplitz,
         "shifts": toeplitz,
         "fft": lambda: toeplitz("fft"),
-        "local": lambda: (low_rank() + LowRank(x[..., :1] * 0 + 0.1, y[..., :1] * 0 + 1, **sets)) * toeplitz(),
+        "local": lambda: (
+            (low_rank() + LowRank(x[..., :1] * 0 + 0.1, y[..., :1] * 0 + 1, **sets)) * toeplitz()
+        ),
         "scaled": lambda: (
             0.5 * Scaled(Pairwise(x, y, "sigmoid", **sets), x.square().sum(-1), y.square().sum(-1))
         ),

@@ -179,7 +179,9 @@ def _causal_flow(
     meet = torch.ones(n, n, dtype=torch.bool, device=like.device) if same is None else same
     place = tokens.positions.to(like.device)
     meet = meet & (place[None, :] <= place[:, None])  # target i, source j
-    weigh = meet.to(like.dtype) * mass.unsqueeze(-2)  # masses of the sources of a target; of the rivals of a source too
+    weigh = meet.to(like.dtype) * mass.unsqueeze(
+        -2
+    )  # masses of the sources of a target; of the rivals of a source too
     seen = weigh.sum(-1)  # the mass so far: of sources at a target, of targets at a source
     back = meet.mT.to(like.dtype) * mass.unsqueeze(-1)  # masses of the targets i <= j of a source j
     took, gave = taking.to_dense(), giving.to_dense()

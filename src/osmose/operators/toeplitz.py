@@ -64,7 +64,9 @@ class Toeplitz(Operator):
                 "distinct integers source - target, and a coefficient for each."
             )
         if method not in get_args(Method):
-            raise ValueError(f"Toeplitz: method is {method!r}; expected one of {', '.join(get_args(Method))}.")
+            raise ValueError(
+                f"Toeplitz: method is {method!r}; expected one of {', '.join(get_args(Method))}."
+            )
         m = n if m is None else m
         self._causal = max(offsets) <= 0 and min(offsets) < 0
         check_pair("Toeplitz", targets, sources, n, m)
@@ -164,9 +166,7 @@ class Toeplitz(Operator):
         return f"Toeplitz[{self.low}..{self.high}]"
 
 
-def _inside(
-    coefficients: Tensor, offsets: tuple[int, ...], n: int, m: int
-) -> tuple[Tensor, tuple[int, ...]]:
+def _inside(coefficients: Tensor, offsets: tuple[int, ...], n: int, m: int) -> tuple[Tensor, tuple[int, ...]]:
     """The offsets that have entries, with their coefficients; a 0 on the diagonal where there are none."""
     keep = [k for k, d in enumerate(offsets) if -n < d < m]
     if len(keep) == len(offsets):
@@ -222,7 +222,9 @@ def _fft_product(v: Tensor, line: Tensor, low: int, n: int) -> Tensor:
         return band_product(v, line[..., :1].to(v.dtype), n + m, n)
     line = line[..., first - low : last - low]
     size = n + m + last - first
-    spectrum = torch.fft.rfft(line.double().flip(-1), size).unsqueeze(-1) * torch.fft.rfft(v.double(), size, dim=-2)
+    spectrum = torch.fft.rfft(line.double().flip(-1), size).unsqueeze(-1) * torch.fft.rfft(
+        v.double(), size, dim=-2
+    )
     # (flipped line * v)[t] = sum_j line[last - 1 - first - (t - j)] v_j: target i is t = i + last - 1
     full = torch.fft.irfft(spectrum, size, dim=-2)
     start = last - 1
