@@ -191,6 +191,15 @@ class Tokens:
             return None
         return torch.argsort(self.batch, stable=True)
 
+    @cached_property
+    def positions(self) -> Tensor:
+        """The place of every token in its set, from 0 in the order of appearance, ``(n,)`` int64; absent ones count."""
+        if self.batch is None:
+            return torch.arange(self.n, device=None if self.mass is None else self.mass.device)
+        place = torch.arange(self.n, device=self.batch.device)
+        inside = place - self.ptr[:-1].to(place.device).repeat_interleave(self.sizes, output_size=self.n)
+        return self.unsort(inside, -1)
+
     def sort(self, x: Tensor, dim: int = -2) -> Tensor:
         """Points with the tokens of a set side by side."""
         return x if self.batch is None or self.order is None else x.index_select(dim, self.order)

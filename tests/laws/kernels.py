@@ -6,10 +6,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from osmose.operators import Dense, Graph, LowRank, Operator, Pairwise, Scaled, ScoreKernel
+from osmose.operators import Dense, Graph, LowRank, Operator, Pairwise, Scaled, ScoreKernel, Toeplitz
 from osmose.tokens import Tokens
 
 SOFT_STEP = ScoreKernel.from_function(lambda s: F.softplus(s) + 0.1, name="softplus")
+
+
+# coefficients of offsets source - target: all that six tokens have, some far apart, and a band
+TAPS = {
+    "toeplitz": (
+        (-5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5),
+        (0.2, 0.1, 0.4, 0.7, 1.0, 0.8, 0.5, 0.6, 0.1, 0.3, 0.2),
+    ),
+    "shifts": ((3, -700, 0, -2, 600), (0.5, 2.0, 1.0, 0.3, 1.0)),
+    "fft": ((-1, 0, 1, 2), (0.5, 1.0, 0.7, 0.4)),
+    "local": ((-2, -1, 0, 1), (0.5, 1.0, 0.7, 0.4)),
+}
+
+
+def _place(tokens: Tokens | None, n: int) -> Tensor:
+    """The place of every token in its set, counted one by one."""
+    if tokens is None or tokens.batch is None:
+        return torch.arange(n)
+    batch = tokens.batch.tolist()
+    return torch.tensor([batch[:i].count(b) for i, b in enumerate(batch)], dtype=torch.int64)
+
+
+def by_offset(name: str, x: Tensor, y: Tensor, targets: Tokens | None, sources: Tokens | None) -> Tensor:
+    """``sum_d c_d [j - i = d]`` for places i and j, pair by pair."""
+    n, m = x.shape[-2], y.shape[-2]
+    d = _place(sources, m)[None, :] - _place(targets, n)[:, None]
+    out = torch.zeros(n, m, dtype=x.dtype)
+    for offset, c in zip(*TAPS[name], strict=True):
+        out = torch.where(d == offset, c, out)
+    return out + 0 * (
+        x.sum() + y.sum()
+    )  # the suite asks for gradients of the points; coefficients have their own test
 
 
 def _together(x: Tensor, y: Tensor, targets: Tokens | None, sources: Tokens | None) -> Tensor:
@@ -37,6 +69,10 @@ def weights(
             (x[..., :1] > 0) == (y[..., :1] > 0).mT, F.softplus(x) @ F.softplus(y).mT, 0.0
         ),
         "streamed_product": lambda: scores.exp() * scores.sigmoid(),
+        "toeplitz": lambda: by_offset(name, x, y, targets, sources),
+        "shifts": lambda: by_offset(name, x, y, targets, sources),
+        "fft": lambda: by_offset(name, x, y, targets, sources),
+        "local": lambda: (F.softplus(x) @ F.softplus(y).mT + 0.1) * by_offset(name, x, y, targets, sources),
         "scaled": lambda: (
             0.5 * x.square().sum(-1).unsqueeze(-1) * scores.sigmoid() * y.square().sum(-1).unsqueeze(-2)
         ),
@@ -58,6 +94,11 @@ def operator(
         target, source = keep.nonzero(as_tuple=True)
         return Graph(torch.stack([source, target]), weight(target, source), x.shape[-2], y.shape[-2])
 
+    def toeplitz(method: str = "auto") -> Toeplitz:
+        offsets, c = TAPS[name]
+        coefficients = torch.tensor(c, dtype=x.dtype) + 0 * (x.sum() + y.sum())
+        return Toeplitz(coefficients, offsets, x.shape[-2], y.shape[-2], method=method, **sets)
+
     makers = {
         "dense": lambda: Dense(weights(name, x, y, targets, sources)),
         "graph": lambda: support(lambda t, s: 1.0 + (x[t] * y[s]).sum(-1).square()),
@@ -70,6 +111,12 @@ def operator(
         "khatri_rao": lambda: low_rank() * LowRank(x.exp(), y.exp(), **sets),
         "low_rank_on_graph": lambda: low_rank() * support(lambda t, s: torch.ones(len(t), dtype=x.dtype)),
         "streamed_product": lambda: Pairwise(x, y, "exp", **sets) * Pairwise(x, y, "sigmoid", **sets),
+        "toeplitz": toeplitz,
+        "shifts": toeplitz,
+        "fft": lambda: toeplitz("fft"),
+        "local": lambda: (
+            (low_rank() + LowRank(x[..., :1] * 0 + 0.1, y[..., :1] * 0 + 1, **sets)) * toeplitz()
+        ),
         "scaled": lambda: (
             0.5 * Scaled(Pairwise(x, y, "sigmoid", **sets), x.square().sum(-1), y.square().sum(-1))
         ),
@@ -90,5 +137,11 @@ ALL = [
     "low_rank_on_graph",
     "streamed_product",
     "scaled",
+    "toeplitz",
+    "shifts",
+    "fft",
+    "local",
 ]
+PLACED = list(TAPS)  # they know the place of a token: it can be neither left out, doubled nor moved
+UNPLACED = [name for name in ALL if name not in PLACED]
 BATCHED = [name for name in ALL if "graph" not in name]  # a graph has one set of points

@@ -18,6 +18,7 @@ from ..mixers import MIXERS, mixer_of
 from ..mixers.states import State
 from ..tokens import Tokens
 from .mixer import MultiheadMixer
+from .position import PositionSettings
 
 Activation = Literal["gelu", "gelu_tanh", "relu"]
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -69,7 +70,7 @@ class EncoderBlock(_Block):
         embed_dim: E.
         num_heads: H.
         ff_dim: width of the feed-forward part; None means 4 E.
-        mixer, options: as for :class:`MultiheadMixer`.
+        mixer, position, options: as for :class:`MultiheadMixer`.
         causal: token i sees tokens j <= i of its set.
         dropout: in training, of the mixing weights, the feed-forward part and both branches.
         activation: ``gelu``, its approximation by tanh (GPT's) ``gelu_tanh``, or ``relu``.
@@ -89,6 +90,7 @@ class EncoderBlock(_Block):
         ff_dim: int | None = None,
         *,
         mixer: str = "flow",
+        position: str | PositionSettings | None = None,
         causal: bool = False,
         dropout: float = 0.1,
         activation: Activation = "gelu",
@@ -99,7 +101,8 @@ class EncoderBlock(_Block):
     ):
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(embed_dim, ff_dim, dropout, activation, norm_first, made)
-        self.self_attn = _mixer("EncoderBlock", embed_dim, num_heads, dropout, mixer, causal, made | options)
+        options |= made | {"position": position}
+        self.self_attn = _mixer("EncoderBlock", embed_dim, num_heads, dropout, mixer, causal, options)
         self.causal = causal
 
     def forward(self, x: Tensor, tokens: Tokens | None = None) -> Tensor:
@@ -118,9 +121,10 @@ class EncoderBlock(_Block):
         """What a causal block remembers of an empty sequence, for :meth:`step`.
 
         Raises:
-            ValueError: the block is not causal, or its mixer has no state to go on from.
+            ValueError: the block is not causal, or its mixer has no state to go on from, or it has a position.
         """
         mixer = self.self_attn
+        self._refuse_position()
         state = mixer_of(mixer.mixer, "EncoderBlock").state
         if not self.causal or state is None:
             known = ", ".join(name for name, entry in MIXERS.items() if entry.state is not None)
@@ -133,6 +137,7 @@ class EncoderBlock(_Block):
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """The next tokens ``(B, n, E)`` of sequences: what :meth:`forward` gives for them, and the state after them."""
+        self._refuse_position()
         after = state
 
         def mix(h: Tensor) -> Tensor:
@@ -142,6 +147,14 @@ class EncoderBlock(_Block):
 
         x = self._branch(x, self.norm1, mix)
         return self._branch(x, self.norm2, self._feed_forward), after
+
+    def _refuse_position(self) -> None:
+        if self.self_attn.position is not None:
+            raise ValueError(
+                "EncoderBlock: step states with position set; a state holds what a mixer remembers of a sequence and not where "
+                "its tokens stand. Call forward on the whole sequence, or build the block without position and add vectors "
+                "to the tokens."
+            )
 
 
 class CrossBlock(_Block):
@@ -190,6 +203,7 @@ class DecoderBlock(_Block):
     Args:
         memory_dim: channels of the memory; None means E.
         causal: token i sees tokens j <= i of its set in the first step; it sees all of the memory.
+        position: of the first step, as for :class:`MultiheadMixer`.
         memory_mixer: of the second step. None means ``mixer`` with its options; but in causal order ``linear`` in the
             place of ``flow``, whose outgoing flow counts all targets and so would show each of them the future.
         others: as for :class:`EncoderBlock`.
@@ -208,6 +222,7 @@ class DecoderBlock(_Block):
         *,
         memory_dim: int | None = None,
         mixer: str = "flow",
+        position: str | PositionSettings | None = None,
         causal: bool = True,
         memory_mixer: str | None = None,
         dropout: float = 0.1,
@@ -220,7 +235,8 @@ class DecoderBlock(_Block):
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(embed_dim, ff_dim, dropout, activation, norm_first, made)
         self.norm3 = nn.LayerNorm(embed_dim, **made)
-        self.self_attn = _mixer("DecoderBlock", embed_dim, num_heads, dropout, mixer, causal, made | options)
+        placed = made | options | {"position": position}
+        self.self_attn = _mixer("DecoderBlock", embed_dim, num_heads, dropout, mixer, causal, placed)
         leaks = causal and mixer_of(memory_mixer or mixer, "DecoderBlock").uses_columns
         if leaks and memory_mixer is not None:
             raise ValueError(

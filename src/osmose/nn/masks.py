@@ -96,5 +96,31 @@ def require_causal(mask: Tensor, mixer: str, n: int, m: int) -> None:
         raise ValueError(f"MultiheadMixer: attn_mask is {refused}")
 
 
+def order_of_bias(bias: Tensor | None, causal: bool) -> tuple[Tensor | None, bool]:
+    """A bias of pairs that is the causal mask, as causal order: a position has to know it. Others stay what they are.
+
+    Inside a compiled graph values are not looked at: there ``causal`` tells the order.
+    """
+    if bias is None or bias.shape[-1] != bias.shape[-2] or torch.compiler.is_compiling():
+        return bias, causal and bias is None
+    above = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).triu(1)
+    same = (bias == torch.where(above, -torch.inf, 0.0).to(bias.dtype)).all()
+    return (None, True) if bool(same) else (bias, False)
+
+
+def require_open(bias: Tensor) -> None:
+    """Raise ValueError for a bias that hides pairs, where a position carries values past it."""
+    hides = (bias == -torch.inf).any()
+    says = (
+        "MultiheadMixer: a mask that hides pairs, and is not the causal one, with a position that carries values past it: they "
+        "would be seen all the same. Take a position in the score (shift-score, relative, t5, alibi, rope), or key_padding_mask "
+        "or packed Tokens for what the mask is to hide."
+    )
+    if torch.compiler.is_compiling():
+        torch._assert_async(~hides, says)
+    elif bool(hides):
+        raise ValueError(says)
+
+
 def _sizes(lead: torch.Size) -> str:
     return f"batch {lead[0]} and " if lead else ""

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..mixers import mixer_of
 from ..tokens import Tokens, check_pair
-from .masks import check_inputs, key_tokens, pair_bias, require_causal
+from .masks import check_inputs, key_tokens, order_of_bias, pair_bias, require_causal, require_open
+from .position import Position, PositionSettings, position_of
 
 
 class MultiheadMixer(nn.Module):
@@ -35,12 +36,14 @@ class MultiheadMixer(nn.Module):
         batch_first: ``(B, n, E)`` instead of ``(n, B, E)``.
         mixer: a name of ``osmose.mixers.MIXERS``: ``flow``, ``softmax``, ``diffusion`` (DIFFormer-s),
             ``diffusion-sigmoid`` (DIFFormer-a), ``linear`` (elu + 1), ``mean`` (1/m).
+        position: where tokens stand: a name of ``osmose.nn.POSITIONS`` or settings of one, such as ``Shift(radius=8)``;
+            None means that the order of tokens is not seen.
         options: of that mixer's function, such as ``preset`` of ``flow`` or ``normalization`` of ``diffusion``.
 
     Raises:
-        ValueError: sizes that do not fit, an unknown mixer, an option that it does not have or cannot take.
+        ValueError: sizes that do not fit, an unknown mixer or position, an option that it does not have or cannot take.
 
-    Cost: the mixer's; see there. The projections cost ``n E^2``.
+    Cost: the mixer's and the position's; see there. The projections cost ``n E^2``.
     """
 
     # torch's encoder layer has a fused path for evaluation that takes the weights and does softmax attention without
@@ -54,6 +57,7 @@ class MultiheadMixer(nn.Module):
     in_proj_bias: nn.Parameter | None
     bias_k: nn.Parameter | None
     bias_v: nn.Parameter | None
+    position: Position | None
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class MultiheadMixer(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         mixer: str = "flow",
+        position: str | PositionSettings | None = None,
         **options: Any,
     ):
         super().__init__()
@@ -100,6 +105,26 @@ class MultiheadMixer(nn.Module):
             self.register_parameter(name, value)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias, device=device, dtype=dtype)
         self._reset_parameters()
+        self.position = None
+        if position is not None:
+            self.set_position(position)
+
+    def set_position(self, position: str | PositionSettings) -> None:
+        """Give it a position encoding with new parameters, of the type and on the device of its own.
+
+        Raises:
+            ValueError: an unknown name, or one that does not fit the mixer.
+        """
+        settings = position_of(position, "MultiheadMixer")
+        settings.check(self.mixer, kdim=self.kdim, vdim=self.vdim, embed_dim=self.embed_dim)
+        weight = self.out_proj.weight
+        made = settings.build(self.embed_dim, self.num_heads, device=weight.device, dtype=weight.dtype)
+        if made.placed_sources and (self.bias_k is not None or self.add_zero_attn):
+            raise ValueError(
+                f"MultiheadMixer: position {settings.name!r} with add_bias_kv or add_zero_attn; the added source stands nowhere. "
+                "Build the module without them, or take learned or sinusoidal."
+            )
+        self.position = made
 
     def _reset_parameters(self) -> None:
         for weight in (self.in_proj_weight, self.q_proj_weight, self.k_proj_weight, self.v_proj_weight):
@@ -159,12 +184,16 @@ class MultiheadMixer(nn.Module):
         check_inputs(query, key, value, (self.embed_dim, self.kdim, self.vdim), self.batch_first)
         turned = query.ndim == 3 and not self.batch_first
         if turned:
+            same = value is key
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+            key, value = query if own else key, (query if own else key) if same else value
         lead, n, m = query.shape[:-2], query.shape[-2], key.shape[-2]
         sources = key_tokens(key_padding_mask, lead, m)
         pairwise, bias = mixer_of(self.mixer, "MultiheadMixer").pairwise, None
         if pairwise:
             bias = pair_bias(attn_mask, query, lead, self.num_heads, n, m)
+            if self.position is not None:
+                bias, is_causal = order_of_bias(bias, is_causal)
             is_causal = is_causal and bias is None
         elif attn_mask is not None:
             require_causal(attn_mask, self.mixer, n, m)
@@ -218,6 +247,12 @@ class MultiheadMixer(nn.Module):
         """
         check_pair("MultiheadMixer", targets, sources, query.shape[-2], key.shape[-2])
         own = targets is sources
+        position = self.position
+        if position is not None:
+            alike, same = key is query, value is key
+            query = position.inputs(query, sources if alike else targets)
+            key = query if alike else position.inputs(key, sources)
+            value = key if same else position.inputs(value, sources)
         targets = _with_heads("targets", targets, query.shape[:-2])
         sources = targets if own else _with_heads("sources", sources, key.shape[:-2])
         q, k, v = self.project(query, key, value)
@@ -228,10 +263,19 @@ class MultiheadMixer(nn.Module):
                     "Build the module without them, or pass mixer='softmax' an attn_mask."
                 )
             k, v, sources, bias = self._add_sources(k, v, sources, bias)
+        entering = v if position is None else position.values(v, sources, causal)
         out, weights = self.carry(
-            q, k, v, targets=targets, sources=sources, causal=causal, bias=bias, need_weights=need_weights
+            q,
+            k,
+            entering,
+            targets=targets,
+            sources=sources,
+            causal=causal,
+            bias=bias,
+            need_weights=need_weights,
         )
-        return self.merge(out), weights
+        beside = None if position is None else position.branch(v, q.shape[-2], targets, sources, causal)
+        return self.merge(out if beside is None else out + beside), weights
 
     def carry(
         self,
@@ -247,6 +291,9 @@ class MultiheadMixer(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """What stands between the projections, head by head and linear in the values: ``A_h v_h``.
 
+        The position is in it where it is one of matrices of heads. What acts channel by channel (``shift``, the values of
+        ``short-conv``) is not, nor what is added to the tokens before the projections.
+
         Args:
             q, k, v: ``(..., H, n, d)``, ``(..., H, m, d)``, ``(..., H, m, c)`` with any c.
             targets, sources: as in :meth:`attend`, masses with a head dimension (:meth:`~osmose.tokens.Tokens.heads`).
@@ -255,6 +302,27 @@ class MultiheadMixer(nn.Module):
         Returns:
             ``(..., H, n, c)``, and the matrices ``(..., H, n, m)`` or None.
         """
+        call: dict[str, Any] = {"targets": targets, "sources": sources, "causal": causal, "bias": bias}
+        call["need_weights"] = need_weights
+        if self.position is None:
+            return self.mix(q, k, v, **call)
+        if bias is not None and self.position.carries:
+            require_open(bias)
+        return self.position.carry(self, q, k, v, **call)
+
+    def mix(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        targets: Tokens | None = None,
+        sources: Tokens | None = None,
+        causal: bool = False,
+        bias: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """:meth:`carry` without a position, of any heads."""
         mixer, p = mixer_of(self.mixer, "MultiheadMixer"), self.dropout if self.training else 0.0
         call: dict[str, Any] = {"targets": targets, "sources": sources, "causal": causal} | self.options
         if mixer.pairwise:
@@ -263,16 +331,25 @@ class MultiheadMixer(nn.Module):
                 return mixer.function(q, k, v, **call), None
             weights = mixer.matrix(q, k, **call)  # the draw of dropout is in it
             return weights @ v, weights
-        if bias is not None:
-            raise ValueError(
-                f"MultiheadMixer: bias of pairs with mixer {self.mixer!r}, which never forms them; take mixer='softmax'."
-            )
-        kept = F.dropout(torch.ones_like(v[..., :1]), p) if p > 0 else None
+        self.refuse_bias(bias)
+        kept = self.kept_sources(v)
         out = mixer.function(q, k, v if kept is None else v * kept, **call)
         if not need_weights:
             return out, None
         weights = mixer.matrix(q, k, **call)
         return out, weights if kept is None else weights * kept.mT
+
+    def refuse_bias(self, bias: Tensor | None) -> None:
+        """Raise ValueError for a bias of pairs that a linear mixer was given."""
+        if bias is not None:
+            raise ValueError(
+                f"MultiheadMixer: bias of pairs with mixer {self.mixer!r}, which never forms them; take mixer='softmax'."
+            )
+
+    def kept_sources(self, v: Tensor) -> Tensor | None:
+        """One draw of dropout for every source and head, ``(..., H, m, 1)``; None for no dropout."""
+        p = self.dropout if self.training else 0.0
+        return F.dropout(torch.ones_like(v[..., :1]), p) if p > 0 else None
 
     def project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of every head: ``(..., n, E)`` to ``(..., H, n, d)``."""

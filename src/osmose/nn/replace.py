@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from .mixer import MultiheadMixer
+from .position import PositionSettings
 
 
 def replace_attention(
@@ -15,6 +16,7 @@ def replace_attention(
     mixer: str = "flow",
     *,
     where: Callable[[str, nn.Module], bool] | None = None,
+    position: str | PositionSettings | None = None,
     **options: Any,
 ) -> list[str]:
     """Put a :class:`MultiheadMixer` in the place of every ``nn.MultiheadAttention`` of a model, in place.
@@ -27,12 +29,14 @@ def replace_attention(
         mixer, options: as for :class:`MultiheadMixer`.
         where: ``where(name, module)`` tells which to replace; None means all. A model that masks pairs in some layers
             needs it: other mixers than softmax refuse masks that are not causal.
+        position: as for :class:`MultiheadMixer`; its parameters are new, an optimizer does not know them yet. None leaves
+            a position that a MultiheadMixer has.
 
     Returns:
         The names of the replaced modules, in the order of ``model.named_modules``.
 
     Raises:
-        ValueError: nothing to replace, or an unknown mixer or option.
+        ValueError: nothing to replace, or an unknown mixer, position or option.
     """
     kinds = (nn.MultiheadAttention, MultiheadMixer)
     places = [
@@ -54,7 +58,7 @@ def replace_attention(
     made: dict[nn.Module, MultiheadMixer] = {}
     for _, parent, name, child in places:
         if child not in made:
-            made[child] = _with_mixer(child, mixer, options)
+            made[child] = _with_mixer(child, mixer, position, options)
         setattr(parent, name, made[child])
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder) and any(m in made.values() for m in module.modules()):
@@ -62,7 +66,9 @@ def replace_attention(
     return [name for name, *_ in places]
 
 
-def _with_mixer(old: nn.Module, mixer: str, options: dict[str, Any]) -> MultiheadMixer:
+def _with_mixer(
+    old: nn.Module, mixer: str, position: str | PositionSettings | None, options: dict[str, Any]
+) -> MultiheadMixer:
     """A mixer that holds the parameters of an attention."""
     assert isinstance(old, nn.MultiheadAttention | MultiheadMixer)
     new = MultiheadMixer(
@@ -82,4 +88,8 @@ def _with_mixer(old: nn.Module, mixer: str, options: dict[str, Any]) -> Multihea
     for name in new._parameters:
         new.register_parameter(name, getattr(old, name))
     new.out_proj = old.out_proj
+    if position is not None:
+        new.set_position(position)
+    elif isinstance(old, MultiheadMixer):
+        new.position = old.position
     return new.train(old.training)

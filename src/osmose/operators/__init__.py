@@ -1,24 +1,27 @@
 """The lazy matrix and its kinds: rows are targets, columns are sources, nothing is formed.
 
-Given kinds: Identity, Dense, Graph, Shift. Computed kinds: LowRank (linear cost), Pairwise (streamed). Made of others:
-sums, scalings, transposes, entrywise and matrix products, polynomials. A new kind is one file, and inherits the suite
-of ``tests/laws``.
+Given kinds: Identity, Dense, Graph, Shift, Toeplitz, Causal. Computed kinds: LowRank, CausalLowRank, Local (linear cost),
+Pairwise (streamed). Made of others: sums, scalings, transposes, entrywise and matrix products, polynomials. A new kind is one
+file, and inherits the suite of ``tests/laws``.
 """
 
 from .algebra import Hadamard, Scaled, Sum, Transposed
 from .base import Cost, DenseLimitError, Operator, dense_limit
-from .causal import Causal
+from .causal import Causal, CausalLowRank
 from .dense import Dense, Identity
 from .graph import Graph
 from .linear_map import LinearMap
+from .local import Local
 from .low_rank import LowRank
 from .pairwise import Pairwise
 from .products import matrix_product, polynomial
 from .shift import Shift
 from .streaming import ScoreKernel
+from .toeplitz import Toeplitz
 
 __all__ = [
     "Causal",
+    "CausalLowRank",
     "Cost",
     "Dense",
     "DenseLimitError",
@@ -26,6 +29,7 @@ __all__ = [
     "Hadamard",
     "Identity",
     "LinearMap",
+    "Local",
     "LowRank",
     "Operator",
     "Pairwise",
@@ -33,6 +37,7 @@ __all__ = [
     "ScoreKernel",
     "Shift",
     "Sum",
+    "Toeplitz",
     "Transposed",
     "dense_limit",
     "matrix_product",

@@ -30,7 +30,6 @@ class Sum(Operator):
     def __init__(self, *terms: Operator):
         self.terms = terms
         self.shape = _broadcast("Sum", *terms)
-        self.is_causal = all(term.is_causal for term in terms)
         self._like = torch.empty(0, dtype=_common_dtype(*terms), device=terms[0].device)
 
     @staticmethod
@@ -48,6 +47,10 @@ class Sum(Operator):
 
     def _block(self, i: Tensor, j: Tensor) -> Tensor:
         return _total(term._block(i, j) for term in self.terms)
+
+    @property
+    def is_causal(self) -> bool:
+        return all(term.is_causal for term in self.terms)
 
     @property
     def mT(self) -> Operator:  # noqa: N802
@@ -113,7 +116,6 @@ class Scaled(Operator):
                     f"{inner!r}.scale: {name} has shape {tuple(diagonal.shape)}; expected (..., {size})."
                 )
         self.inner, self.left, self.right, self.scalar = inner, left, right, scalar
-        self.is_causal = inner.is_causal
         leads = [d.shape[:-1] for d in (left, right) if d is not None]
         self.shape = torch.Size((*torch.broadcast_shapes(inner.shape[:-2], *leads), *inner.shape[-2:]))
         self._like = inner._like
@@ -145,6 +147,10 @@ class Scaled(Operator):
                 d = diagonal[..., index]
                 out = torch.where(d != 0, out, 0.0) * d.to(out.dtype)
         return out if self.scalar is None else out * self.scalar
+
+    @property
+    def is_causal(self) -> bool:
+        return self.inner.is_causal
 
     @property
     def mT(self) -> Operator:  # noqa: N802
@@ -181,8 +187,12 @@ class Transposed(Operator):
     """``A^T``: the same products, the other way round."""
 
     def __init__(self, inner: Operator):
-        self.inner, self._like, self.is_causal = inner, inner._like, inner.is_causal
+        self.inner, self._like = inner, inner._like
         self.shape = torch.Size((*inner.shape[:-2], inner.shape[-1], inner.shape[-2]))
+
+    @property
+    def is_causal(self) -> bool:
+        return self.inner.is_causal
 
     def _matmul(self, v: Tensor) -> Tensor:
         return self.inner._rmatmul(v)
@@ -233,7 +243,6 @@ class Hadamard(Operator):
     def __init__(self, a: Operator, b: Operator):
         self.a, self.b = a, b
         self.shape = _broadcast("A * B", a, b)
-        self.is_causal = a.is_causal or b.is_causal
         self._like = torch.empty(0, dtype=_common_dtype(a, b), device=a.device)
 
     def _matmul(self, v: Tensor) -> Tensor:
@@ -245,6 +254,10 @@ class Hadamard(Operator):
 
     def _rmatmul(self, u: Tensor) -> Tensor:
         return Hadamard(self.a.mT, self.b.mT)._matmul(u)
+
+    @property
+    def is_causal(self) -> bool:
+        return self.a.is_causal or self.b.is_causal
 
     def _row_blocks(self) -> tuple[Tensor, ...]:
         refuse_past_limit(

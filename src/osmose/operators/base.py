@@ -84,9 +84,6 @@ class Operator(ABC):
     shape: torch.Size
     _like: Tensor
     _hadamard_order: ClassVar[int] = 9
-    is_causal: bool = (
-        False  # whether the causal order is a factor of it: target i takes from sources j <= i alone
-    )
 
     @abstractmethod
     def _matmul(self, v: Tensor) -> Tensor:
@@ -113,6 +110,11 @@ class Operator(ABC):
     @property
     def device(self) -> torch.device:
         return self._like.device
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether, by its kind, a target takes from no later source; laws that use columns refuse it."""
+        return False
 
     @property
     def mT(self) -> Operator:  # noqa: N802, torch's name

@@ -1,6 +1,6 @@
-"""The causal order as an operator, and its products with kernels: target i takes from sources j <= i of its set.
+"""The causal order as an operator, and low-rank operators under it: target i takes from sources j <= i of its sequence.
 
-Shapes: ``P`` merged leading dimensions, ``G`` chunks of ``L`` tokens, ``d`` score and ``c`` value channels.
+Shapes: ``P`` merged leading dimensions, ``G`` chunks of ``L`` tokens, ``d`` rank, ``c`` columns of values.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..tokens import Tokens
+from ..tokens import Tokens, check_pair
 from .base import Cost, Operator
 from .low_rank import LowRank
 
@@ -28,7 +28,6 @@ class Causal(Operator):
     sums refuses it: what a target takes would depend on later targets.
     """
 
-    is_causal = True
     _hadamard_order = 3
 
     def __init__(
@@ -42,6 +41,10 @@ class Causal(Operator):
         self.tokens = tokens if tokens is not None and tokens.packed else None
         self.shape = torch.Size((n, n))
         self._like = torch.empty(0, dtype=dtype or torch.get_default_dtype(), device=device)
+
+    @property
+    def is_causal(self) -> bool:
+        return True
 
     def _matmul(self, v: Tensor) -> Tensor:
         return self._by_set(v, lambda part: part.cumsum(-2))
@@ -63,76 +66,109 @@ class Causal(Operator):
 
     def _hadamard(self, other: Operator) -> Operator | None:
         if isinstance(other, Causal):
-            return self if self.tokens is not None else other
-        return CausalLowRank(other, self) if isinstance(other, LowRank) else None
+            return other if self.tokens is None else self
+        if isinstance(other, CausalLowRank):
+            return (
+                other if self.tokens is None else CausalLowRank(other.left, other.right, tokens=self.tokens)
+            )
+        if isinstance(other, LowRank):
+            packed = other.sources if other._packed else self.tokens
+            return CausalLowRank(other.left, other.right, tokens=packed)
+        return None
 
     def cost(self) -> Cost:
         return Cost(self.shape[-1], self.shape[-1])
 
 
 class CausalLowRank(Operator):
-    """``(L R^T) * Causal``: linear attention in causal order, by prefix sums over chunks of 64 tokens.
+    """``tril(L R^T)`` with ``left (..., n, r)`` and ``right (..., n, r)``: causal linear attention before any law.
 
-    Time ``n (64 + d) d`` a column, memory ``n / 64`` moments of d numbers a column.
+    Packed ``tokens`` make it block-diagonal; "earlier" is then the order of appearance inside the set.
+    Time ``n r (64 + c)``, memory ``n / 64`` matrices ``r x c`` and ``64 n``, forward and backward.
+
+    Raises:
+        ValueError: left and right are not features of one sequence.
     """
 
-    is_causal = True
-    _hadamard_order = 5
+    def __init__(self, left: Tensor, right: Tensor, *, tokens: Tokens | None = None):
+        if left.shape[-2:] != right.shape[-2:]:
+            raise ValueError(
+                f"CausalLowRank: left has shape {tuple(left.shape)} and right {tuple(right.shape)}; expected the same number "
+                "of tokens and the same rank: 'earlier' is defined within one sequence."
+            )
+        n = left.shape[-2]
+        check_pair("CausalLowRank", tokens, tokens, n, n)
+        self.left, self.right, self.tokens = left, right, tokens
+        self.shape = torch.Size((*torch.broadcast_shapes(left.shape[:-2], right.shape[:-2]), n, n))
+        self._like = torch.empty(0, dtype=torch.promote_types(left.dtype, right.dtype), device=left.device)
 
-    def __init__(self, kernel: LowRank, order: Causal):
-        self.kernel, self.order = kernel, order
-        self.shape, self._like = kernel.shape, kernel._like
+    @property
+    def is_causal(self) -> bool:
+        return True
 
     def _matmul(self, v: Tensor) -> Tensor:
-        return self._prefix(self.kernel.left, self.kernel.right, v, reverse=False)
+        return self._by_set(self.left.to(v.dtype), self.right.to(v.dtype), v, reverse=False)
 
     def _rmatmul(self, u: Tensor) -> Tensor:
-        return self._prefix(self.kernel.right, self.kernel.left, u, reverse=True)
+        return self._by_set(self.right.to(u.dtype), self.left.to(u.dtype), u, reverse=True)
 
-    def _prefix(self, q: Tensor, k: Tensor, v: Tensor, reverse: bool) -> Tensor:
+    def _by_set(self, q: Tensor, k: Tensor, v: Tensor, *, reverse: bool) -> Tensor:
+        """Prefix products set by set; reversed sequences sum over later tokens."""
+
+        def product(*parts: Tensor) -> Tensor:
+            if not reverse:
+                return prefix_product(*parts)
+            return prefix_product(*(x.flip(-2) for x in parts)).flip(-2)
+
         lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
-        q, k, v = (x.to(v.dtype).expand(*lead, *x.shape[-2:]) for x in (q, k, v))
-        tokens = self.order.tokens or self.kernel.sources
-        if tokens is None or not tokens.packed:
-            return self._one(q, k, v, reverse)
-        sizes = tokens.sizes.tolist()
-        sets = zip(*(tokens.sort(x).split(sizes, -2) for x in (q, k, v)), strict=True)
-        return tokens.unsort(torch.cat([self._one(q, k, v, reverse) for q, k, v in sets], -2))
-
-    @staticmethod
-    def _one(q: Tensor, k: Tensor, v: Tensor, reverse: bool) -> Tensor:
-        if not reverse:
-            return prefix_product(q, k, v)
-        return prefix_product(q.flip(-2), k.flip(-2), v.flip(-2)).flip(-2)
+        q, k, v = (x.expand(*lead, *x.shape[-2:]) for x in (q, k, v))
+        t = self.tokens
+        if t is None or not t.packed or not t.num_sets:
+            return product(q, k, v)
+        parts = zip(*(t.sort(x).split(t.sizes.tolist(), -2) for x in (q, k, v)), strict=True)
+        return t.unsort(torch.cat([product(*part) for part in parts], -2))
 
     def _entries(self, i: Tensor, j: Tensor) -> Tensor:
-        return self.kernel._entries(i, j) * self.order._entries(i, j)
+        out = (self.left[..., i, :].to(self._wide) * self.right[..., j, :].to(self._wide)).sum(-1)
+        return self._earlier(out, i, j)
 
     def _block(self, i: Tensor, j: Tensor) -> Tensor:
-        return self.kernel._block(i, j) * self.order._block(i, j)
+        out = self.left[..., i, :].to(self._wide) @ self.right[..., j, :].to(self._wide).mT
+        return self._earlier(out, i[:, None], j[None, :])
+
+    def _earlier(self, values: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        t = self.tokens
+        keep = j <= i
+        if t is not None and t.batch is not None:
+            keep = (t.positions[j] <= t.positions[i]) & (t.batch[i] == t.batch[j])
+        return torch.where(keep, values, 0.0)
 
     def _hadamard(self, other: Operator) -> Operator | None:
-        from .algebra import hadamard
-
-        if isinstance(other, Causal | CausalLowRank):
-            order = self.order * (other if isinstance(other, Causal) else other.order)
-            kernel = self.kernel if isinstance(other, Causal) else self.kernel.khatri_rao(other.kernel)
-            return hadamard(kernel, order)
-        return (
-            CausalLowRank(self.kernel.khatri_rao(other), self.order) if isinstance(other, LowRank) else None
-        )
+        if not isinstance(other, LowRank | CausalLowRank):
+            return None
+        kernel = LowRank(self.left, self.right).khatri_rao(LowRank(other.left, other.right))
+        own = self.tokens is not None and self.tokens.packed
+        packed = self.tokens if own else other.tokens if isinstance(other, CausalLowRank) else other.sources
+        return CausalLowRank(kernel.left, kernel.right, tokens=packed)
 
     def cost(self) -> Cost:
-        n, d = self.shape[-1], self.kernel.left.shape[-1]
+        n, rank = self.left.shape[-2:]
         lead = self.shape[:-2].numel()
-        return Cost(lead * n * (CHUNK + d) * d, lead * (n // CHUNK + 1) * d)
+        return Cost(lead * n * rank * CHUNK, lead * (n * CHUNK + n * rank // CHUNK))
 
     def _entry_time(self) -> int:
-        return self.kernel._entry_time() + 1
+        return self.left.shape[-1]
+
+    def _name(self) -> str:
+        return f"CausalLowRank[{self.left.shape[-1]}]"
 
 
 def prefix_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """``sum_{j <= i} (q_i . k_j) v_j`` for ``(..., n, d)``, ``(..., n, d)``, ``(..., n, c)``."""
+    """``sum_{j <= i} (q_i . k_j) v_j`` for ``(..., n, d)``, ``(..., n, d)``, ``(..., n, c)``.
+
+    Inside a chunk the triangle of weights is formed; what comes from earlier chunks goes through the running sum of their
+    moments.
+    """
     lead, n, c = q.shape[:-2], q.shape[-2], v.shape[-1]
     if n == 0 or lead.numel() == 0:
         return q.new_zeros(*lead, n, c)

@@ -140,17 +140,27 @@ def _prepared(x: Tensor, tokens: Tokens, settings: FlowSettings) -> Tensor:
 def _features(
     q: Tensor, k: Tensor, v: Tensor, settings: FlowSettings, targets: Tokens, sources: Tokens
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Features and values in float32 or better, 0 at tokens of mass 0."""
+    """Features of prepared points, and values, in float32 or better, 0 at tokens of mass 0."""
     dtype = torch.promote_types(v.dtype, torch.float32)
+    q, k = _mapped(q.to(dtype), targets, settings), _mapped(k.to(dtype), sources, settings)
+    return q, k, _present(v.to(dtype), sources)
 
-    def present(x: Tensor, tokens: Tokens) -> Tensor:
-        return x if tokens.mass is None else torch.where(tokens.mass.unsqueeze(-1) > 0, x, 0.0)
 
-    q, k, v = (present(x.to(dtype), t) for x, t in ((q, targets), (k, sources), (v, sources)))
+def features_of(x: Tensor, tokens: Tokens, settings: FlowSettings) -> Tensor:
+    """Features of points ``(..., H, n, d)`` before the feature map: float32 or better, 0 at tokens of mass 0."""
+    x = _prepared(x, tokens, settings)
+    return _mapped(x.to(torch.promote_types(x.dtype, torch.float32)), tokens, settings)
+
+
+def _mapped(x: Tensor, tokens: Tokens, settings: FlowSettings) -> Tensor:
+    x = _present(x, tokens)
     if isinstance(settings.feature, str):
-        phi = FEATURES[settings.feature].value
-        q, k = present(phi(q), targets), present(phi(k), sources)
-    return q, k, v
+        x = _present(FEATURES[settings.feature].value(x), tokens)
+    return x
+
+
+def _present(x: Tensor, tokens: Tokens) -> Tensor:
+    return x if tokens.mass is None else torch.where(tokens.mass.unsqueeze(-1) > 0, x, 0.0)
 
 
 def _learned(tokens: Tokens) -> bool:
