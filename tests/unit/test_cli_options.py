@@ -51,6 +51,7 @@ MODEL = {
     "--no-use-source",
     "--normalization",
     "--preset",
+    "--position",
     "--patch",
     "--stages",
     "--context",

@@ -129,3 +129,34 @@ def test_padding_changes_nothing():
 def test_what_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(model())
+
+
+@pytest.mark.parametrize("mixer", ["flow", "linear", "softmax"])
+@pytest.mark.parametrize("position", ["shift", "shift-mixture", "short-conv", "fixed-shift"])
+def test_a_state_with_shifts_equals_the_whole_text_and_keeps_its_size(mixer, position):
+    torch.manual_seed(0)
+    model = LanguageModel(17, 16, 2, 4, mixer=mixer, position=position, dropout=0.0).double().eval()
+    for name, parameter in model.named_parameters():
+        if ".position." in name:
+            torch.nn.init.normal_(parameter)
+    text = torch.randint(0, 17, (3, 40))
+    state, parts = model.start(3), []
+    for part in text.split([1, 7, 1, 1, 20, 10], 1):
+        logits, state = model.step(part, state)
+        parts.append(logits)
+    torch.testing.assert_close(torch.cat(parts, 1), model(text))
+    assert state.blocks[0].keys.shape[-2] <= 8
+    swapped = state.reorder(torch.tensor([2, 0, 1]))
+    one, _ = model.step(text[:, :1], state)
+    other, _ = model.step(text[[2, 0, 1], :1], swapped)
+    torch.testing.assert_close(other, one[[2, 0, 1]])
+
+
+def test_a_position_replaces_the_vectors_and_one_that_counts_from_the_start_has_no_state():
+    model = LanguageModel(5, 8, 1, 2, mixer="flow", position="shift")
+    assert not any("positions" in name for name, _ in model.named_parameters())
+    assert not model.blocks[0].self_attn.position.weight.any()  # as it starts
+    with pytest.raises(ValueError, match="take shift, shift-mixture"):
+        LanguageModel(5, 8, 1, 2, mixer="softmax", position="rope").start(1)
+    with pytest.raises(ValueError, match="one way to place tokens"):
+        LanguageModel(5, 8, 1, 2, position="shift", max_length=9)

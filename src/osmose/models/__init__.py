@@ -90,6 +90,8 @@ def build(config: ModelConfig, shape: Shape) -> nn.Module:
                 patch=config.patch,
                 **common,
             )
+        if form in ("text", "series", "symbols"):
+            common["position"] = None if config.position == "none" else config.position
         if form == "text":
             from .language import LanguageModel
 

@@ -85,6 +85,11 @@ class ModelConfig:
     """images: stages of `layers` blocks each; from one to the next the width doubles and the grid halves"""
     context: int = 20
     """control: steps that the model sees"""
+    position: Literal[
+        "none", "shift", "shift-mixture", "shift-score", "short-conv", "fixed-shift", "learned", "sinusoidal", "relative",
+        "t5", "alibi", "rope"
+    ] = "none"  # fmt: skip
+    """sequences and text: where a step stands as a part of every mixer; none adds sinusoids to the input"""
     preset: Literal["osmose", "paper", "core", "nlp", "rl", "vision", "series", "lra"] = "osmose"
     """flowformer: variant of Flow-Attention"""
 
@@ -93,11 +98,13 @@ def settings_of(name: str, form: str) -> frozenset[str]:
     """Which settings a model has; ``form`` is the kind of data: nodes, sequences, images, text, control."""
     sizes = {"name", "hidden", "layers", "dropout"}
     if is_for_sequences(name):
-        own = {"images": {"patch", "stages"}, "text": set(), "control": {"context"}}.get(form, {"patch"})
+        own = {"images": {"patch", "stages"}, "text": {"position"}, "control": {"context"}}.get(
+            form, {"patch", "position"}
+        )
         return frozenset(sizes | {"heads"} | own | ({"preset"} if name == "flowformer" else set()))
     if name in ("gcn", "mlp"):
         return frozenset(sizes)
     if name == "difformer-exact":
         return frozenset(sizes | {"alpha", "use_graph", "use_source"})
-    of_sequences = {"patch", "stages", "context", "preset"}
+    of_sequences = {"patch", "stages", "context", "preset", "position"}
     return frozenset(ModelConfig.__dataclass_fields__) - of_sequences

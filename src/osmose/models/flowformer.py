@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn import EncoderBlock
+from ..nn.position import PositionSettings
 from ..tokens import Tokens
 from .language import sinusoids
 from .official import Checkpoint, attention, check_names, count, moved, read_state
@@ -38,6 +39,7 @@ class SequenceClassifier(nn.Module):
         patch: P, the steps that are joined into one token; the last patch is filled with zeros.
         max_length: number of learned positions; None takes sinusoids, which have no end.
         flatten: weigh every position by itself, up to ``max_length``, in place of the mean.
+        position: where steps stand as a part of every mixer (:data:`osmose.nn.POSITIONS`), in place of added vectors.
         mixer, options: as for :class:`~osmose.nn.EncoderBlock`.
 
     Raises:
@@ -60,9 +62,14 @@ class SequenceClassifier(nn.Module):
         max_length: int | None = None,
         flatten: bool = False,
         mixer: str = "flow",
+        position: str | PositionSettings | None = None,
         **options: Any,
     ):
         super().__init__()
+        if position is not None and max_length is not None:
+            raise ValueError(
+                f"SequenceClassifier: position {position!r} and max_length {max_length}; expected one way to place tokens."
+            )
         if patch < 1:
             raise ValueError(f"SequenceClassifier: patch is {patch}; expected 1 or more steps.")
         if flatten and max_length is None:
@@ -73,7 +80,9 @@ class SequenceClassifier(nn.Module):
         self.symbols = nn.Embedding(in_channels, hidden_channels) if symbols else None
         self.input = nn.Linear(patch * width, hidden_channels)
         self.blocks = nn.ModuleList(
-            EncoderBlock(hidden_channels, num_heads, mixer=mixer, dropout=dropout, **options)
+            EncoderBlock(
+                hidden_channels, num_heads, mixer=mixer, position=position, dropout=dropout, **options
+            )
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(hidden_channels)
@@ -81,6 +90,7 @@ class SequenceClassifier(nn.Module):
         rows = max_length if flatten and max_length is not None else 1
         self.output = nn.Linear(rows * hidden_channels, out_channels)
         self.in_channels, self.patch, self.dropout, self.flatten = in_channels, patch, dropout, flatten
+        self.placed = position is not None
 
     def forward(self, values: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits ``(B, out_channels)``.
@@ -105,6 +115,8 @@ class SequenceClassifier(nn.Module):
 
     def _placed(self, x: Tensor) -> Tensor:
         """The tokens with their positions."""
+        if self.placed:
+            return x
         place = torch.arange(x.shape[1], device=x.device)
         if self.positions is None:
             return x + sinusoids(place, x.shape[-1]).to(x.dtype)

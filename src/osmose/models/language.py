@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..mixers.states import StackState
 from ..nn import EncoderBlock
 from ..nn.blocks import Activation
+from ..nn.position import PositionSettings
 from ..tokens import Tokens
 from .official import Checkpoint, attention, check_names, count, moved, read_state
 
@@ -35,6 +36,8 @@ class LanguageModel(nn.Module):
         embed_dim, num_layers, num_heads, ff_dim: sizes; ``ff_dim`` None means 4 E.
         mixer, options: as for :class:`~osmose.nn.MultiheadMixer`; it must have a causal form.
         max_length: number of learned positions; None takes sinusoids, which have no end.
+        position: where tokens stand as a part of every mixer (:data:`osmose.nn.POSITIONS`), in place of vectors that are
+            added to the embedding: ``shift`` and its kin keep training linear and the state of constant size.
         dropout: after the embedding and in the blocks.
         tied: input and output embedding are one matrix.
         activation: of the blocks.
@@ -55,6 +58,7 @@ class LanguageModel(nn.Module):
         *,
         mixer: str = "flow",
         max_length: int | None = None,
+        position: str | PositionSettings | None = None,
         dropout: float = 0.1,
         tied: bool = True,
         activation: Activation = "gelu",
@@ -65,7 +69,12 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"LanguageModel: vocab_size is {vocab_size} and num_layers {num_layers}; expected 1 or more."
             )
+        if position is not None and max_length is not None:
+            raise ValueError(
+                f"LanguageModel: position {position!r} and max_length {max_length}; expected one way to place tokens."
+            )
         self.embedding = nn.Embedding(vocab_size, embed_dim)
+        self.placed = position is not None
         self.positions = None if max_length is None else nn.Embedding(max_length, embed_dim)
         self.blocks = nn.ModuleList(
             EncoderBlock(
@@ -73,6 +82,7 @@ class LanguageModel(nn.Module):
                 num_heads,
                 ff_dim,
                 mixer=mixer,
+                position=position,
                 causal=True,
                 dropout=dropout,
                 activation=activation,
@@ -90,6 +100,8 @@ class LanguageModel(nn.Module):
         """Normal weights of deviation 0.02; those that end a residual branch are divided by ``sqrt(2 L)``."""
         ends = ("out_proj.weight", "linear2.weight")
         for name, value in self.named_parameters():
+            if ".position." in name:  # as it starts by itself
+                continue
             if name.endswith(".bias") or name.endswith("in_proj_bias"):
                 nn.init.zeros_(value)
             elif value.ndim == 2:
@@ -188,9 +200,9 @@ class LanguageModel(nn.Module):
 
     def _embed(self, tokens: Tensor, position: Tensor) -> Tensor:
         x = self.embedding(tokens)
-        if self.positions is None:
+        if self.positions is None and not self.placed:
             x = x + 0.02 * math.sqrt(2) * sinusoids(position, x.shape[-1]).to(x.dtype)
-        else:
+        elif self.positions is not None:
             self._check_positions(int(position.max()) + 1 if position.numel() else 0)
             x = x + self.positions(position)
         return F.dropout(x, self.dropout, self.training)

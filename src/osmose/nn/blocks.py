@@ -19,6 +19,7 @@ from ..mixers.states import State
 from ..tokens import Tokens
 from .mixer import MultiheadMixer
 from .position import PositionSettings
+from .position.state import PlacedState
 
 Activation = Literal["gelu", "gelu_tanh", "relu"]
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -121,10 +122,9 @@ class EncoderBlock(_Block):
         """What a causal block remembers of an empty sequence, for :meth:`step`.
 
         Raises:
-            ValueError: the block is not causal, or its mixer has no state to go on from, or it has a position.
+            ValueError: the block is not causal, or its mixer or position has no state to go on from.
         """
         mixer = self.self_attn
-        self._refuse_position()
         state = mixer_of(mixer.mixer, "EncoderBlock").state
         if not self.causal or state is None:
             known = ", ".join(name for name, entry in MIXERS.items() if entry.state is not None)
@@ -132,12 +132,18 @@ class EncoderBlock(_Block):
                 f"EncoderBlock: mixer {mixer.mixer!r} with causal={self.causal} has no state; expected causal=True and "
                 f"one of {known}."
             )
-        d = mixer.head_dim
-        return state(batch, mixer.num_heads, d, d, dtype=dtype, device=device, **mixer.options)
+        d, made, position = mixer.head_dim, {"dtype": dtype, "device": device}, mixer.position
+        if position is not None and position.remembers is None:
+            raise ValueError(
+                f"EncoderBlock: a state with position {type(position).__name__}, which asks where a token stands from the start; "
+                "take shift, shift-mixture, short-conv or fixed-shift, or call forward on the whole sequence."
+            )
+        heads = mixer.num_heads - (0 if position is None else position.taken_heads)
+        inner = state(batch, heads, d, d, **made, **mixer.options)
+        return inner if position is None else PlacedState.empty(mixer, inner, batch, **made)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """The next tokens ``(B, n, E)`` of sequences: what :meth:`forward` gives for them, and the state after them."""
-        self._refuse_position()
         after = state
 
         def mix(h: Tensor) -> Tensor:
@@ -147,14 +153,6 @@ class EncoderBlock(_Block):
 
         x = self._branch(x, self.norm1, mix)
         return self._branch(x, self.norm2, self._feed_forward), after
-
-    def _refuse_position(self) -> None:
-        if self.self_attn.position is not None:
-            raise ValueError(
-                "EncoderBlock: step states with position set; a state holds what a mixer remembers of a sequence and not where "
-                "its tokens stand. Call forward on the whole sequence, or build the block without position and add vectors "
-                "to the tokens."
-            )
 
 
 class CrossBlock(_Block):

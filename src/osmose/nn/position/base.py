@@ -6,7 +6,7 @@ Shapes: ``(..., H, n, d)`` heads of targets, ``(..., H, m, d)`` of sources, E = 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,6 @@ from torch import Tensor, nn
 from ...operators import Operator, Toeplitz
 from ...operators.toeplitz import Slots
 from ...tokens import Tokens
-
-if TYPE_CHECKING:
-    from ..mixer import MultiheadMixer
 
 
 class PositionSettings(ABC):
@@ -49,7 +46,13 @@ class Position(nn.Module):
     Attributes:
         carries: whether it moves values past the scores, so that a mask on pairs would not hide them.
         placed_sources: whether it needs the place of every key after the projection.
+        remembers: how many tokens back it looks in causal order, beyond what the mixer remembers; None where a sequence
+            cannot go on from a state of constant size.
+        taken_heads: heads that it takes from the mixer.
     """
+
+    remembers: int | None = None
+    taken_heads: int = 0
 
     carries: ClassVar[bool] = False
     placed_sources: ClassVar[bool] = True
@@ -70,7 +73,7 @@ class Position(nn.Module):
 
     def carry(
         self,
-        mixer: MultiheadMixer,
+        mixer: Any,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -81,7 +84,10 @@ class Position(nn.Module):
         bias: Tensor | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """What stands between the projections, in the place of ``mixer.mix`` and with its arguments and results."""
+        """What stands between the projections, in the place of ``mixer.mix`` and with its arguments and results.
+
+        ``mixer`` is a :class:`~osmose.nn.MultiheadMixer`, or a state that goes on (state.py).
+        """
         return mixer.mix(
             q, k, v, targets=targets, sources=sources, causal=causal, bias=bias, need_weights=need_weights
         )

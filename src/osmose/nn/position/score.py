@@ -29,7 +29,7 @@ from ...tokens import Tokens
 from .base import Position
 
 if TYPE_CHECKING:
-    from ..mixer import MultiheadMixer
+    pass
 
 FORMED = 2**20  # entries of a head up to which a kernel without a linear form is formed and kept
 
@@ -52,9 +52,7 @@ class Score(Position):
     def reach(self) -> int | None:
         """The bias is constant for d < -reach and for d > reach; None where it never is."""
 
-    def carry(
-        self, mixer: MultiheadMixer, q: Tensor, k: Tensor, v: Tensor, **call: Any
-    ) -> tuple[Tensor, Tensor | None]:
+    def carry(self, mixer: Any, q: Tensor, k: Tensor, v: Tensor, **call: Any) -> tuple[Tensor, Tensor | None]:
         n, m, targets, sources = q.shape[-2], k.shape[-2], call["targets"], call["sources"]
         pairwise = mixer_of(mixer.mixer, "MultiheadMixer").pairwise
         linear = not pairwise and self._is_linear(mixer.mixer, n, m, targets, sources, call["causal"])

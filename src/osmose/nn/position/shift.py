@@ -9,7 +9,7 @@ In causal order offsets > 0 do not exist. Shapes: as in base.py; ``K`` offsets.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,6 @@ from torch import Tensor, nn
 from ...operators.band import channel_band_product
 from ...tokens import Tokens
 from .base import Position, PositionSettings, check_radius, present, shifts, slots_of
-
-if TYPE_CHECKING:
-    from ..mixer import MultiheadMixer
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,7 @@ class ShiftBranch(Position):
     def __init__(self, weight: Tensor):
         super().__init__()
         self.weight = nn.Parameter(weight)
+        self.remembers = weight.shape[-1] // 2
 
     def branch(
         self, v: Tensor, n: int, targets: Tokens | None, sources: Tokens | None, causal: bool
@@ -80,15 +78,14 @@ class KeyValueConv(Position):
 
     def __init__(self, weight: Tensor):
         super().__init__()
+        self.remembers = weight.shape[-1] // 2
         self.key_weight = nn.Parameter(weight.clone())
         self.value_weight = nn.Parameter(weight.clone())
 
     def values(self, v: Tensor, sources: Tokens | None, causal: bool) -> Tensor:
         return _depthwise(self.value_weight, v, v.shape[-2], sources, sources, causal)
 
-    def carry(
-        self, mixer: MultiheadMixer, q: Tensor, k: Tensor, v: Tensor, **call: Any
-    ) -> tuple[Tensor, Tensor | None]:
+    def carry(self, mixer: Any, q: Tensor, k: Tensor, v: Tensor, **call: Any) -> tuple[Tensor, Tensor | None]:
         sources = call["sources"]
         k = _depthwise(self.key_weight, k, k.shape[-2], sources, sources, call["causal"])
         return mixer.mix(q, k, v, **call)
@@ -136,10 +133,9 @@ class MixedHeads(Position):
     def __init__(self, logits: Tensor, gate: Tensor):
         super().__init__()
         self.logits, self.gate = nn.Parameter(logits), nn.Parameter(gate)
+        self.remembers = logits.shape[-1] // 2
 
-    def carry(
-        self, mixer: MultiheadMixer, q: Tensor, k: Tensor, v: Tensor, **call: Any
-    ) -> tuple[Tensor, Tensor | None]:
+    def carry(self, mixer: Any, q: Tensor, k: Tensor, v: Tensor, **call: Any) -> tuple[Tensor, Tensor | None]:
         radius = self.logits.shape[-1] // 2
         last = 0 if call["causal"] else radius
         share = self.logits[:, : radius + last + 1].softmax(-1)
@@ -184,10 +180,9 @@ class FixedHeads(Position):
     def __init__(self, offsets: tuple[int, ...]):
         super().__init__()
         self.offsets = offsets
+        self.remembers, self.taken_heads = max(0, *(-d for d in offsets)), len(offsets)
 
-    def carry(
-        self, mixer: MultiheadMixer, q: Tensor, k: Tensor, v: Tensor, **call: Any
-    ) -> tuple[Tensor, Tensor | None]:
+    def carry(self, mixer: Any, q: Tensor, k: Tensor, v: Tensor, **call: Any) -> tuple[Tensor, Tensor | None]:
         if call["causal"] and max(self.offsets) > 0:
             raise ValueError(
                 f"FixedShift: offsets {self.offsets} in causal order, where a source with an offset > 0 is later; take offsets "

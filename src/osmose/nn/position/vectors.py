@@ -16,7 +16,7 @@ from ...tokens import Tokens
 from .base import Position, PositionSettings, index_of, places, start_of
 
 if TYPE_CHECKING:
-    from ..mixer import MultiheadMixer
+    pass
 
 
 class _Added(PositionSettings):
@@ -140,9 +140,7 @@ class Rotation(Position):
         super().__init__()
         self.base = base
 
-    def carry(
-        self, mixer: MultiheadMixer, q: Tensor, k: Tensor, v: Tensor, **call: Any
-    ) -> tuple[Tensor, Tensor | None]:
+    def carry(self, mixer: Any, q: Tensor, k: Tensor, v: Tensor, **call: Any) -> tuple[Tensor, Tensor | None]:
         start = start_of(call["sources"])  # for both sides: offsets stay those of the indices
         q, k = (
             self.turn(x, index_of(tokens, x.shape[-2], x.device) - (0 if start is None else start))
