@@ -316,7 +316,7 @@ def test_bad_input_is_named():
     small = StructureAnova()
     with dense_limit(100):
         small.update(torch.eye(4)[None])
-        with pytest.raises(DenseLimitError, match="sums of 2 shapes.*116.*Cut the inputs"):
+        with pytest.raises(DenseLimitError, match=r"sums of 2 shapes.*116.*Cut the inputs"):
             small.update(torch.eye(10)[None])
 
 
