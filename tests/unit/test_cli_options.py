@@ -93,6 +93,9 @@ OPTIONS = {
     }
     | {"--batch-size", "--device", "--threads", "--out", "--overwrite"},
     "generate": COMMON | {"--prompt", "--length", "--temperature", "--top-k", "--top-p", "--seed"},
+    "heads": COMMON | {"--sequences", "--length", "--null", "--replace", "--scored", "--seed", "--figure"},
+    "adaptivity": COMMON
+    | {"--sequences", "--length", "--samples", "--probes", "--scored", "--seed", "--figure"},
     "doctor": COMMON,
 }
 

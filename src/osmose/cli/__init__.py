@@ -14,6 +14,8 @@ VERBS = {
     "predict": "classes and probabilities for new rows, nodes or sequences",
     "generate": "go on with a text by a language model",
     "compare": "several models on one data set, under equal conditions",
+    "heads": "what the attention heads of a run do: fixed, shift or content, and whether they can be replaced",
+    "adaptivity": "how much of a run's attention depends on the input, layer by layer",
     "doctor": "check the installation",
 }
 
@@ -49,7 +51,8 @@ def _help() -> str:
         "Mixing operators for PyTorch: train, compare and apply them.",
         "",
     ]
-    lines += [f"  {name:<9} {text}" for name, text in VERBS.items()]
+    width = max(map(len, VERBS))
+    lines += [f"  {name:<{width}} {text}" for name, text in VERBS.items()]
     lines += [
         "",
         '`osmose VERB --help` lists the options of a verb; every verb has --json (one JSON object on stdout; {"error": ...} where it fails)',

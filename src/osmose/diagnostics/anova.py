@@ -38,19 +38,28 @@ class Shares:
     Attributes:
         shares: ``(H, 5)`` in the order of ``COMPONENTS``; rows sum to 1, or are 0 for a head that was 0 everywhere.
         outside: ``(H,)``, energy at places that are no valid pair, as a share of all energy; it is in no component.
-        chance: ``(H,)``, the fixed shift as a share of what is not uniform that the mean matrix would have were every row
-            in random order (:func:`expected_by_chance`).
+        chance: ``(H,)``, nu: the fixed shift as a share of what is not uniform, were every row of the mean matrix in random
+            order (:func:`expected_by_chance`). Where A depends on no input it is that of D alone, ``(2 n - 1) / n²``
+            for rows of one energy.
+        energy: ``(H,)``, ``E|A|²`` on the valid pairs.
         samples: the number of matrices.
     """
 
     shares: Tensor
     outside: Tensor
     chance: Tensor
+    energy: Tensor
     samples: int
 
     def __getitem__(self, component: str) -> Tensor:
         """One component of all heads, ``(H,)``."""
         return self.shares[:, COMPONENTS.index(component)]
+
+    @property
+    def together(self) -> Tensor:
+        """The shares of all heads as one, by energy, ``(5,)``."""
+        total = self.energy.sum()
+        return (self.shares * self.energy.unsqueeze(-1)).sum(0) / torch.where(total > 0, total, 1.0)
 
     @property
     def dominant(self) -> list[str]:
@@ -182,12 +191,13 @@ class StructureAnova:
         outside = torch.stack([w * sums.outside / sums.count for w, sums in weighted]).sum(0)
         rows = [(w, s.centred.square().sum(-1), s.classes) for w, s in weighted]
         chance = torch.stack([w * row.sum(-1) * expected_by_chance(classes, row) for w, row, classes in rows])
-        around = torch.stack([w * row.sum(-1) for w, row, _ in rows]).sum(0)
+        around = total - energies[:, 0]
         everything = total + outside
         return Shares(
             energies / torch.where(total > 0, total, 1.0).unsqueeze(-1),
             outside / torch.where(everything > 0, everything, 1.0),
-            chance.sum(0) / torch.where(around > 0, around, 1.0),
+            torch.where(around > 0, chance.sum(0) / torch.where(around > 0, around, 1.0), 0.0),
+            total,
             self.samples,
         )
 

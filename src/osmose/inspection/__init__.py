@@ -6,7 +6,7 @@
 
 from .calls import AttentionCall, Structure, attention_calls
 from .capture import capture, study
-from .layer import constant, jacobian, jacobian_gap, operator, structure
+from .layer import constant, jacobian, jacobian_gap, jacobian_gaps, operator, structure
 from .replacement import Replaced, replacement_test, replacing
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "constant",
     "jacobian",
     "jacobian_gap",
+    "jacobian_gaps",
     "operator",
     "replacement_test",
     "replacing",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from ..models.difformer import DIFFormerConv
 from ..nn import MultiheadMixer
 from ..operators import LinearMap, Operator
-from .calls import AttentionCall, _mixer_calls, as_mixer
+from .calls import AttentionCall, _mixer_calls, _own, as_mixer
 
 COPIES = 64  # copies of the input that go through a layer at once
 
@@ -115,6 +116,42 @@ def jacobian_gap(layer: Layer, x: Tensor, *, probes: int = 64, seed: int = 0, **
     fixed = _pull(lambda many: mixer.attend(*_held(x, len(many)), many, **copy(len(many))), x, u, mixer)
     size = float(full.double().square().sum())
     return math.sqrt(float((full - fixed).double().square().sum()) / size) if size > 0 else 0.0
+
+
+def jacobian_gaps(model: nn.Module, *arguments: Any, probes: int = 32, seed: int = 0) -> dict[str, float]:
+    """:func:`jacobian_gap` of every self-attention of a model by MultiheadMixer, for the input that reaches it.
+
+    Args:
+        model: called as ``model(*arguments)``, in evaluation mode meanwhile.
+        probes, seed: as for :func:`jacobian_gap`.
+    """
+    seen: dict[str, tuple[MultiheadMixer, Tensor, dict[str, Any]]] = {}
+
+    def recorder(name: str, mixer: MultiheadMixer) -> Callable[..., Any]:
+        attend = mixer.attend
+
+        def attended(query: Tensor, key: Tensor, value: Tensor, **call: Any) -> Any:
+            if query is key and key is value:
+                kept = {what: call[what] for what in call if what != "need_weights"}
+                seen.setdefault(name, (mixer, query.detach(), kept))
+            return attend(query, key, value, **call)
+
+        return attended
+
+    training = model.training
+    model.eval()
+    try:
+        with ExitStack() as stack, torch.no_grad():
+            for name, module in model.named_modules():
+                if isinstance(module, MultiheadMixer):
+                    stack.enter_context(_own(module, attend=recorder(name, module)))
+            model(*arguments)
+        return {
+            name: jacobian_gap(mixer, x, probes=probes, seed=seed, **call)
+            for name, (mixer, x, call) in seen.items()
+        }
+    finally:
+        model.train(training)
 
 
 def _held(x: Tensor, copies: int) -> tuple[Tensor, Tensor]:
