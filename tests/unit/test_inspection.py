@@ -430,6 +430,21 @@ def test_heads_are_replaced_alone_and_together():
     assert model.training
 
 
+def test_packed_sets_are_replaced_one_by_one():
+    mix, parts = layer("linear"), [points(5, ()), points(3, (), seed=2)]
+    order = torch.tensor([0, 1, 0, 0, 1, 0, 1, 0])  # the sets' tokens stand mixed
+    x = torch.empty(8, E, dtype=F64)
+    for i, part in enumerate(parts):
+        x[order == i] = part
+    tokens, given = Tokens.of(8, batch=order), torch.rand(5, 5, dtype=F64)
+    matrices = {"": {0: lambda n, m: given[:n, :m]}}
+    with replacing(mix, matrices):
+        got = mix.attend(x, x, x, targets=tokens, sources=tokens)[0]
+    for i, part in enumerate(parts):
+        with replacing(mix, matrices):
+            torch.testing.assert_close(got[order == i], mix.attend(part, part, part)[0])
+
+
 def test_mistakes_in_replacement_are_named():
     model = LanguageModel(11, E, 1, H, mixer="softmax").eval()
     found = study(model, [(torch.randint(11, (3, 7)),)])

@@ -56,6 +56,7 @@ def replacing(
             if not rest
             else (call.structure @ values).clone()
         )
+        out[..., list(chosen), :, :] = 0.0
         made: dict[tuple[int, int], Tensor] = {}
         for place, rows, columns in call.spans():
             size = _length(rows, n), _length(columns, m)
@@ -63,9 +64,7 @@ def replacing(
                 made[size] = torch.stack([_of(name, head, chosen[head], size) for head in chosen]).to(values)
             at = () if place is None else (place,)
             for i, head in enumerate(chosen):
-                result = torch.zeros_like(out[(*at, head)])
-                result[rows] = made[size][i] @ values[(*at, head)][columns]
-                out[(*at, head)] = result
+                out[(*at, head)][rows] = made[size][i] @ values[(*at, head)][columns]
         return out
 
     with calls(model, answer) as names:
