@@ -48,8 +48,8 @@ def main(arguments: list[str]) -> None:
         if value < 1:
             raise ValueError(f"{name} is {value}; expected 1 or more")
     from osmose.tasks.run_folder import RunFolder
-    from osmose.tasks.structure import adaptivity_of, open_subject
-    from osmose.tasks.structure_figures import adaptivity_figure
+    from osmose.tasks.attention import adaptivity_of, open_subject
+    from osmose.tasks.attention_figures import adaptivity_figure
 
     subject = open_subject(
         RunFolder(command.run),
@@ -77,7 +77,7 @@ def _print(result: dict[str, Any], measure: Measure) -> None:
 
     from osmose.cli.heads import changed
     from osmose.diagnostics import COMPONENTS
-    from osmose.tasks.structure_figures import short
+    from osmose.tasks.attention_figures import short
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     length = f" of {result['length']}" if "length" in result else ""

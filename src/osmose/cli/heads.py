@@ -49,8 +49,8 @@ def main(arguments: list[str]) -> None:
     if command.null < 0:
         raise ValueError(f"--null is {command.null}; expected 0 or more permutations")
     from osmose.tasks.run_folder import RunFolder
-    from osmose.tasks.structure import heads_of, open_subject
-    from osmose.tasks.structure_figures import heads_figure
+    from osmose.tasks.attention import heads_of, open_subject
+    from osmose.tasks.attention_figures import heads_figure
 
     subject = open_subject(
         RunFolder(command.run),
@@ -81,7 +81,7 @@ def _print(result: dict[str, Any], replace: tuple[str, ...], measure: Measure) -
     from rich.table import Table
 
     from osmose.diagnostics import COMPONENTS
-    from osmose.tasks.structure_figures import short
+    from osmose.tasks.attention_figures import short
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     length = f" of {result['length']}" if "length" in result else ""
