@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from osmose.equalities.published import published_diffusion, published_sigmoid_diffusion
 from osmose.ops.diffusion import diffusion_attention
 from osmose.tokens import Tokens
 
-from .peers import dense_sigmoid, published_einsum, sgformer_core
+from .peers import sgformer_core
 from .registry import Case, Contender, Inputs, differentiable, register
 
 D = 64
@@ -46,7 +47,7 @@ def diffusion_s(quick: bool) -> Iterator[Case]:
                 lambda n=n, heads=heads: token_major(n, heads),
                 {
                     "osmose": differentiable(attend, forward=1.2, both=5),
-                    "published einsum": differentiable(published_einsum, forward=4, both=18),
+                    "published einsum": differentiable(published_diffusion, forward=4, both=18),
                     "osmose, frobenius": differentiable(
                         lambda q, k, v: attend(q, k, v, normalization="frobenius"), forward=1.2, both=7
                     ),
@@ -79,7 +80,7 @@ def diffusion_a(quick: bool) -> Iterator[Case]:
                 "osmose": differentiable(
                     lambda q, k, v: diffusion_attention(q, k, v, kernel="sigmoid", normalization="none")
                 ),
-                "dense": differentiable(dense_sigmoid, forward=2 * dense, both=5 * dense),
+                "dense": differentiable(published_sigmoid_diffusion, forward=2 * dense, both=5 * dense),
             },
         )  # fmt: skip
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from osmose.equalities.published import published_causal_flow, published_flow
 from osmose.ops.flow import FlowState, flow_attention
 from osmose.tokens import Tokens
 
-from .flow_peers import published_causal_flow, published_flow
 from .registry import Case, Contender, Inputs, differentiable, register
 
 D, HEADS = 64, 8
@@ -41,18 +41,17 @@ def flow(quick: bool) -> Iterator[Case]:
 
 @register("flow_causal", "Causal Flow-Attention, d = 64, 8 heads")
 def flow_causal(quick: bool) -> Iterator[Case]:
+    others = {
+        "published einsum and cumsum": differentiable(published_causal_flow, forward=150, both=400),
+        "causal SDPA": differentiable(partial(F.scaled_dot_product_attention, is_causal=True)),
+    }
     for n in (1_000, 4_000) if quick else (1_000, 4_000, 16_000, 64_000):
         yield Case(
             {"n": n},
             partial(points, n),
             {
                 "osmose": differentiable(partial(flow_attention, preset="core", causal=True)),
-                "published einsum and cumsum": differentiable(published_causal_flow, forward=150, both=400),
-                **(
-                    {"causal SDPA": differentiable(partial(F.scaled_dot_product_attention, is_causal=True))}
-                    if n <= 16_000
-                    else {}
-                ),
+                **({} if n > 16_000 else others),  # minutes a call, and tens of GiB
             },
         )
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from osmose.equalities.published import published_diffusion
 from osmose.models import DIFFormer, propagation, sparse_features
 
-from .peers import published_einsum
 from .registry import Case, Contender, Inputs, differentiable, register
 
 
@@ -75,7 +75,7 @@ class PublishedDIFFormer(nn.Module):
         h = F.dropout(F.relu(self.norms[0](self.fcs[0](x))), self.dropout, self.training)
         for wq, wk, norm in zip(self.wq, self.wk, self.norms[1:], strict=True):
             q, k, v = (t.unsqueeze(1) for t in (wq(h), wk(h), h))
-            mixed = (published_einsum(q, k, v) + self.graph(h, edge_index).unsqueeze(1)).mean(1)
+            mixed = (published_diffusion(q, k, v) + self.graph(h, edge_index).unsqueeze(1)).mean(1)
             h = norm(self.alpha * mixed + (1 - self.alpha) * h)
             h = F.dropout(h, self.dropout, self.training)
         return self.fcs[1](h)

@@ -1,4 +1,4 @@
-"""What osmose is measured against: published formulas in plain torch, and installed packages."""
+"""What osmose is measured against: installed packages. Published formulas are in ``osmose.equalities.published``."""
 
 from __future__ import annotations
 
@@ -6,22 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-
-def published_einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """DIFFormer-s in its published form, ``(n, H, d)`` with Frobenius norms over nodes and heads."""
-    n = q.shape[0]
-    q, k = q / torch.linalg.vector_norm(q), k / torch.linalg.vector_norm(k)
-    products = torch.einsum("lhm,lhd->hmd", k, v)
-    numerator = torch.einsum("nhm,hmd->nhd", q, products) + v.sum(0)
-    denominator = torch.einsum("nhm,hm->nh", q, k.sum(0)) + n
-    return numerator / denominator.unsqueeze(-1)
-
-
-def dense_sigmoid(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """DIFFormer-a with the matrix of weights, ``(n, d)``; rows are divided after the product, its cheapest dense form."""
-    weights = torch.sigmoid(q @ k.mT)
-    return (weights @ v) / weights.sum(-1, keepdim=True)
 
 
 class _Alias(torch.autograd.Function):

@@ -171,7 +171,7 @@ SETS: dict[str, Entry] = {
         splits=1,
         **_SERIES,
     ),
-    "hopper": Entry("Hopper-v4, two expert episodes", DataConfig("hopper"), splits=1, **_SERIES),
+    "hopper": Entry("Hopper-v4, two expert episodes", DataConfig("hopper"), splits=3, **_SERIES),
     "imdb": Entry(
         "IMDB as bytes, a fifth of the reviews", DataConfig("imdb", size=10_000), splits=1, **_SERIES
     ),
@@ -259,6 +259,7 @@ def write_page(runs: Path, docs: Path) -> None:
             result = json.loads((path / "result.json").read_text(encoding="utf-8"))
             made_with = json.loads((path / "environment.json").read_text(encoding="utf-8"))
             made_with.pop("command", None)  # with folders of that machine
+            made_with["commit"] = _commits(path, made_with["commit"])
             results[key] = result | {"environment": made_with}
             shutil.copyfile(path / "figures" / "comparison.png", docs / "figures" / f"{key}.png")
     parts = [_INTRODUCTION]
@@ -275,6 +276,17 @@ def write_page(runs: Path, docs: Path) -> None:
     (docs / "results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"{len(results)} comparisons written to {docs / 'results.md'} and {kept}")
+
+
+def _commits(path: Path, first: str | None) -> str | None:
+    """The commit of a comparison, and those of models that were trained when it went on at another one."""
+    others: dict[str, list[str]] = {}
+    for environment in sorted(path.glob("*/environment.json")):
+        commit = json.loads(environment.read_text(encoding="utf-8"))["commit"]
+        if commit and commit != first:
+            others.setdefault(commit, []).append(environment.parent.name)
+    named = "; ".join(f"{', '.join(models)}: {commit}" for commit, models in others.items())
+    return f"{first} ({named})" if named else first
 
 
 _INTRODUCTION = """# Results

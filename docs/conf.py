@@ -1,6 +1,9 @@
 """Sphinx configuration: MyST pages and an API reference from docstrings."""
 
+from pathlib import Path
+
 from osmose import __version__
+from osmose.cli.verify import markdown, measured
 
 project = "osmose"
 author = "The osmose developers"
@@ -16,7 +19,7 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "instances.md"]
 suppress_warnings = ["myst.xref_missing"]  # pages link to files of the repository
 
 html_theme = "furo"
@@ -24,3 +27,8 @@ html_title = "osmose"
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 default_role = "code"
+
+
+def setup(app):
+    """The table of instances is measured whenever the pages are built."""
+    (Path(__file__).parent / "instances.md").write_text(markdown(measured()), encoding="utf-8")

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from .__about__ import __version__
 
 if TYPE_CHECKING:
-    from . import energy, laws, mixers, models, nn, operators
+    from . import energy, laws, mixers, models, nn, operators, structure
     from .energy import DescentMonitor, Energy
     from .models import DIFFormer
     from .nn import MultiheadMixer
+    from .nn.mixed import MixedProduct
     from .ops.diffusion import DiffusionState, diffusion_attention
     from .ops.flow import FlowState, flow_attention
     from .tokens import Tokens
@@ -24,6 +25,7 @@ __all__ = [
     "DiffusionState",
     "Energy",
     "FlowState",
+    "MixedProduct",
     "MultiheadMixer",
     "Tokens",
     "__version__",
@@ -35,6 +37,7 @@ __all__ = [
     "models",
     "nn",
     "operators",
+    "structure",
 ]
 
 _HOME = {
@@ -43,6 +46,7 @@ _HOME = {
     "DiffusionState": ".ops.diffusion",
     "Energy": ".energy",
     "FlowState": ".ops.flow",
+    "MixedProduct": ".nn.mixed",
     "MultiheadMixer": ".nn",
     "Tokens": ".tokens",
     "diffusion_attention": ".ops.diffusion",

@@ -64,7 +64,7 @@ def told(capsys, *words) -> dict:
 
 def test_heads_of_a_language_model(text_run, capsys, tmp_path):
     figure = tmp_path / "deep" / "heads.png"
-    words = ["heads", text_run.path, "--sequences", "12", "--null", "19", "--figure", figure]
+    words = ["heads", text_run.path, "--sequences", "12", "--null", "19", "--out", figure]
     result = told(capsys, *words, "--replace", "mean", "shift", "--scored", "2")
     assert figure.stat().st_size > 10_000
     assert result["sequences"] == 12

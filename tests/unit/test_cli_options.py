@@ -93,9 +93,12 @@ OPTIONS = {
     }
     | {"--batch-size", "--device", "--threads", "--out", "--overwrite"},
     "generate": COMMON | {"--prompt", "--length", "--temperature", "--top-k", "--top-p", "--seed"},
-    "heads": COMMON | {"--sequences", "--length", "--null", "--replace", "--scored", "--seed", "--figure"},
+    "identify": COMMON | {"--module", "--length", "--channels", "--layout", "--tolerance", "--seed", "--out"},
+    "rank": COMMON | {"--module", "--tolerance", "--seed", "--out"},
+    "verify": COMMON | {"--against", "--out"},
+    "heads": COMMON | {"--sequences", "--length", "--null", "--replace", "--scored", "--seed", "--out"},
     "adaptivity": COMMON
-    | {"--sequences", "--length", "--samples", "--probes", "--scored", "--seed", "--figure"},
+    | {"--sequences", "--length", "--samples", "--probes", "--scored", "--seed", "--out"},
     "doctor": COMMON,
 }
 
@@ -240,3 +243,20 @@ def test_default_folder_never_takes_a_finished_run(tmp_path: Path, monkeypatch: 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("osmose ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("digits --patch 3", "--patch is not a setting of difformer-s for nodes; it has --alpha"),
+        ("digits --model gcn --heads 3", "--heads is not a setting of gcn for nodes"),
+        ("digits-images --context 3", "--context is not a setting of flowformer for images"),
+        ("japanese-vowels --model transformer --preset nlp", "--preset is not a setting of transformer"),
+        ("tinyshakespeare --stages 1", "--stages is not a setting of flowformer for text"),
+    ],
+)
+def test_a_setting_that_the_model_lacks_is_refused(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *words.split()]) == 2
+    assert message in capsys.readouterr().err

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 import torch
-from benchmarks.flow_peers import published_causal_flow, published_flow
 
 from osmose import laws
+from osmose.equalities.published import published_causal_flow, published_flow
 from osmose.operators import Graph, LowRank
 from osmose.ops.flow import PRESETS, attention_flows, flow_attention, flow_attention_reference
 from osmose.ops.flow import causal as causal_module

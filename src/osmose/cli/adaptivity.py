@@ -36,8 +36,8 @@ class AdaptivityCommand:
     """windows, sequences or images of the validation part that score; without it all"""
     seed: int = 0
     """of the inputs and random vectors"""
-    figure: Path | None = None
-    """figure to write; without it figures/adaptivity.png in the run's folder"""
+    out: Path | None = None
+    """file of the figure; without it among the run's figures"""
     output: FlatOutput = field(default_factory=Output)
 
 
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
         seed=command.seed,
     )
     result = adaptivity_of(subject, samples=command.samples, probes=command.probes, seed=command.seed)
-    path = command.figure or command.run / "figures" / "adaptivity.png"
+    path = command.out or command.run / "figures" / "adaptivity.png"
     adaptivity_figure(
         result, path, f"{subject.measure.title} ({subject.measure.unit})", subject.measure.scale
     )

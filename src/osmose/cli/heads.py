@@ -38,8 +38,8 @@ class HeadsCommand:
     """windows, sequences or images of the validation part that score; without it all"""
     seed: int = 0
     """of the inputs and permutations"""
-    figure: Path | None = None
-    """figure to write; without it figures/heads.png in the run's folder"""
+    out: Path | None = None
+    """file of the figure; without it among the run's figures"""
     output: FlatOutput = field(default_factory=Output)
 
 
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
 
     replace = tuple(dict.fromkeys(command.replace))
     result, found = heads_of(subject, null=command.null, replace=replace, seed=command.seed, told=told)
-    path = command.figure or command.run / "figures" / "heads.png"
+    path = command.out or command.run / "figures" / "heads.png"
     heads_figure(result, found, path, grids=subject.grids)
     result["figure"] = str(path)
     if command.output.json:

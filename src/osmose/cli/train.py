@@ -22,6 +22,7 @@ from osmose.cli.options import (
     parse_with_recipe,
     print_json,
 )
+from osmose.models.config import settings_of
 from osmose.tasks.config import RunConfig, Task, TrainConfig
 from osmose.tasks.recipes import default_models, recipe
 
@@ -59,7 +60,25 @@ def main(arguments: list[str]) -> None:
         )
     config = command.config()
     config.train.validate()
+    if not command.resume:
+        _check_settings(config)
     _execute(command, config)
+
+
+def _check_settings(config: RunConfig) -> None:
+    """Refuse a setting that was given and that the model, or its kind of data, does not have."""
+    from osmose.data import kind
+
+    data, model = config.data, config.model
+    form = kind(data.source, data.task)
+    usual, _ = recipe(data.source, model.name, data.task)
+    known = settings_of(model.name, form)
+    for entry in dataclasses.fields(model):
+        if entry.name not in known and getattr(model, entry.name) != getattr(usual, entry.name):
+            options = ", ".join("--" + name.replace("_", "-") for name in sorted(known - {"name"}))
+            raise ValueError(
+                f"--{entry.name.replace('_', '-')} is not a setting of {model.name} for {form}; it has {options}"
+            )
 
 
 def _execute(command: TrainCommand, config: RunConfig) -> None:

@@ -46,8 +46,14 @@ class Law(ABC):
             targets: masses of the rows; None means 1. For a square operator both may be the same.
 
         Raises:
-            ValueError: tokens or masses that do not fit the operator.
+            ValueError: tokens or masses that do not fit the operator; a causal operator under a law over column sums.
         """
+        if self.uses_columns and op.is_causal:
+            raise ValueError(
+                f"law {self.name} on {op!r}: it divides by column sums, so that what a target takes would depend on later "
+                "targets: the future leaks through a causal mask. Take row, mean or none; the causal form of flow, whose "
+                "sums are prefix sums, is osmose.flow_attention(..., causal=True)."
+            )
         return self._apply(op, *self._sides(op, sources, targets))
 
     def _sides(self, op: Operator, sources: Tokens | None, targets: Tokens | None) -> tuple[Tokens, Tokens]:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..operators.causal import prefix_product
 from ..ops.arguments import spread_heads
-from ..ops.diffusion.causal import prefix_product
 from ..tokens import Tokens
 from .sides import both_sides
 

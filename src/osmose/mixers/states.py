@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.diffusion.causal import prefix_product
+from ..operators.causal import prefix_product
 from ..tokens import Tokens
 from .linear import positive
 from .softmax import softmax_attention

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..operators import Operator
-from .graph_term import as_propagation, propagation
+from ..structure.graphs import propagation
+from .graph_term import as_propagation
 from .layers import check_input, dropout, linear
 
 

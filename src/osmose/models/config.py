@@ -87,3 +87,17 @@ class ModelConfig:
     """control: steps that the model sees"""
     preset: Literal["osmose", "paper", "core", "nlp", "rl", "vision", "series", "lra"] = "osmose"
     """flowformer: variant of Flow-Attention"""
+
+
+def settings_of(name: str, form: str) -> frozenset[str]:
+    """Which settings a model has; ``form`` is the kind of data: nodes, sequences, images, text, control."""
+    sizes = {"name", "hidden", "layers", "dropout"}
+    if is_for_sequences(name):
+        own = {"images": {"patch", "stages"}, "text": set(), "control": {"context"}}.get(form, {"patch"})
+        return frozenset(sizes | {"heads"} | own | ({"preset"} if name == "flowformer" else set()))
+    if name in ("gcn", "mlp"):
+        return frozenset(sizes)
+    if name == "difformer-exact":
+        return frozenset(sizes | {"alpha", "use_graph", "use_source"})
+    of_sequences = {"patch", "stages", "context", "preset"}
+    return frozenset(ModelConfig.__dataclass_fields__) - of_sequences

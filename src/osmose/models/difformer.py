@@ -25,8 +25,9 @@ from ..operators import LowRank, Operator, Pairwise
 from ..ops.diffusion import diffusion_attention
 from ..ops.diffusion.normalize import frobenius_rows, unit_rows
 from ..ops.diffusion.projected import projected_simple_attention
+from ..structure.graphs import DegreeOf, propagation
 from ..tokens import Tokens, check_pair
-from .graph_term import DegreeOf, as_propagation, propagation
+from .graph_term import as_propagation
 from .layers import check_input, dropout, linear
 from .official import Checkpoint, check_names, count, read_state
 
@@ -190,7 +191,7 @@ class DIFFormer(nn.Module):
         use_graph: take the graph term where a graph is given.
         use_source: add the input state in every step.
         activation: ReLU in every step after the norm (the released model for batches of graphs).
-        degree: see :func:`~osmose.models.graph_term.propagation`.
+        degree: see :func:`~osmose.structure.graphs.propagation`.
 
     Parameter names are those of the released code (``fcs``, ``bns``, ``convs.i.Wq`` ...).
     """

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ..energy import DescentMonitor, Energy, PairWeight
 from ..operators import Graph, Operator
+from ..structure.graphs import propagation
 from ..tokens import Tokens
-from .graph_term import as_propagation, propagation
+from .graph_term import as_propagation
 from .layers import check_input, dropout, linear
 
 

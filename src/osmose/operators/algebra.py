@@ -30,6 +30,7 @@ class Sum(Operator):
     def __init__(self, *terms: Operator):
         self.terms = terms
         self.shape = _broadcast("Sum", *terms)
+        self.is_causal = all(term.is_causal for term in terms)
         self._like = torch.empty(0, dtype=_common_dtype(*terms), device=terms[0].device)
 
     @staticmethod
@@ -112,6 +113,7 @@ class Scaled(Operator):
                     f"{inner!r}.scale: {name} has shape {tuple(diagonal.shape)}; expected (..., {size})."
                 )
         self.inner, self.left, self.right, self.scalar = inner, left, right, scalar
+        self.is_causal = inner.is_causal
         leads = [d.shape[:-1] for d in (left, right) if d is not None]
         self.shape = torch.Size((*torch.broadcast_shapes(inner.shape[:-2], *leads), *inner.shape[-2:]))
         self._like = inner._like
@@ -179,7 +181,7 @@ class Transposed(Operator):
     """``A^T``: the same products, the other way round."""
 
     def __init__(self, inner: Operator):
-        self.inner, self._like = inner, inner._like
+        self.inner, self._like, self.is_causal = inner, inner._like, inner.is_causal
         self.shape = torch.Size((*inner.shape[:-2], inner.shape[-1], inner.shape[-2]))
 
     def _matmul(self, v: Tensor) -> Tensor:
@@ -231,6 +233,7 @@ class Hadamard(Operator):
     def __init__(self, a: Operator, b: Operator):
         self.a, self.b = a, b
         self.shape = _broadcast("A * B", a, b)
+        self.is_causal = a.is_causal or b.is_causal
         self._like = torch.empty(0, dtype=_common_dtype(a, b), device=a.device)
 
     def _matmul(self, v: Tensor) -> Tensor:

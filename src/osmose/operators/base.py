@@ -84,6 +84,9 @@ class Operator(ABC):
     shape: torch.Size
     _like: Tensor
     _hadamard_order: ClassVar[int] = 9
+    is_causal: bool = (
+        False  # whether the causal order is a factor of it: target i takes from sources j <= i alone
+    )
 
     @abstractmethod
     def _matmul(self, v: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
 """Causal DIFFormer-s: target i receives from sources j <= i, in linear time by prefix moments.
 
-Tokens are cut into chunks. Inside a chunk the triangle of weights is formed; what comes from earlier chunks
-goes through the running sum of their moments. Decoding token by token with :class:`.state.DiffusionState`
-gives the same values.
+The sums are those of :func:`~osmose.operators.causal.prefix_product`. Decoding token by token with
+:class:`.state.DiffusionState` gives the same values.
 
-Shapes: ``P`` merged leading dimensions, ``G`` chunks of ``L`` tokens, ``d`` key and ``c`` value channels.
+Shapes: ``d`` key and ``c`` value channels.
 """
 
 from __future__ import annotations
@@ -13,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ...operators.causal import prefix_product
 from ...tokens import Tokens
 from .normalize import unit_rows
-
-CHUNK = 64
 
 
 def causal_simple_attention(
@@ -59,20 +57,3 @@ def causal_simple_attention(
         if targets.mass is not None:
             out = torch.where(targets.mass.unsqueeze(-1) > 0, out, 0.0)
     return out.to(v.dtype)
-
-
-def prefix_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """``sum_{j <= i} (q_i . k_j) v_j`` for ``(..., n, d)``, ``(..., n, d)``, ``(..., n, c)``."""
-    lead, n, c = q.shape[:-2], q.shape[-2], v.shape[-1]
-    if n == 0 or lead.numel() == 0:
-        return q.new_zeros(*lead, n, c)
-    chunk = min(CHUNK, n)
-    fill = -n % chunk
-    q_PGLd, k_PGLd, v_PGLc = (
-        pad(x, (0, 0, 0, fill)).reshape(-1, (n + fill) // chunk, chunk, x.shape[-1]) for x in (q, k, v)
-    )
-    inside = (q_PGLd @ k_PGLd.mT).tril_() @ v_PGLc
-    moments = k_PGLd.mT @ v_PGLc
-    before = pad(moments.cumsum(1)[:, :-1], (0, 0, 0, 0, 1, 0))
-    out = inside + q_PGLd @ before
-    return out.reshape(-1, n + fill, c)[:, :n].reshape(*lead, n, c)

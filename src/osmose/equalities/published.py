@@ -1,8 +1,13 @@
-"""Flow-Attention as its code writes it, in plain torch: sums, einsums and cumulative sums over ``(B, H, n, d)``."""
+"""Published attentions in plain torch, as their code computes them: what ours are held and measured against.
+
+Flow-Attention by sums, einsums and cumulative sums over ``(B, H, n, d)`` (2202.06258); DIFFormer over ``(n, H, d)`` (2301.09474);
+linear attention by its features (2006.16236).
+"""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-6
@@ -39,3 +44,27 @@ def published_causal_flow(q: Tensor, k: Tensor, v: Tensor, clamp: float | None =
     carried = torch.einsum("bhnd,bhnc->bhndc", k, v * weight.unsqueeze(-1)).cumsum(2)
     out = torch.einsum("bhnd,bhndc->bhnc", q * (taken / count).unsqueeze(-1), carried)
     return out * torch.sigmoid(sinks).unsqueeze(-1)
+
+
+def published_diffusion(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """DIFFormer-s in its published form, ``(n, H, d)`` with Frobenius norms over nodes and heads."""
+    n = q.shape[0]
+    q, k = q / torch.linalg.vector_norm(q), k / torch.linalg.vector_norm(k)
+    products = torch.einsum("lhm,lhd->hmd", k, v)
+    numerator = torch.einsum("nhm,hmd->nhd", q, products) + v.sum(0)
+    denominator = torch.einsum("nhm,hm->nh", q, k.sum(0)) + n
+    return numerator / denominator.unsqueeze(-1)
+
+
+def published_sigmoid_diffusion(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """DIFFormer-a with the matrix of weights, ``(n, d)``; rows are divided after the product, its cheapest dense form."""
+    weights = torch.sigmoid(q @ k.mT)
+    return (weights @ v) / weights.sum(-1, keepdim=True)
+
+
+def published_linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Linear attention with the features elu + 1, ``(B, H, n, d)``."""
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    carried = torch.einsum("bhsd,bhsc->bhdc", k, v)
+    total = torch.einsum("bhld,bhd->bhl", q, k.sum(2))
+    return torch.einsum("bhld,bhdc->bhlc", q, carried) / total.unsqueeze(-1)
