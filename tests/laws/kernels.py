@@ -6,7 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from osmose.operators import Dense, Graph, LowRank, Operator, Pairwise, Scaled, ScoreKernel, Toeplitz
+from osmose.operators import (
+    Dense,
+    Graph,
+    LinearMap,
+    LowRank,
+    Operator,
+    Pairwise,
+    Scaled,
+    ScoreKernel,
+    Toeplitz,
+)
 from osmose.tokens import Tokens
 
 SOFT_STEP = ScoreKernel.from_function(lambda s: F.softplus(s) + 0.1, name="softplus")
@@ -73,6 +83,7 @@ def weights(
         "shifts": lambda: by_offset(name, x, y, targets, sources),
         "fft": lambda: by_offset(name, x, y, targets, sources),
         "local": lambda: (F.softplus(x) @ F.softplus(y).mT + 0.1) * by_offset(name, x, y, targets, sources),
+        "linear_map": lambda: F.softplus(scores) + 0.2,
         "scaled": lambda: (
             0.5 * x.square().sum(-1).unsqueeze(-1) * scores.sigmoid() * y.square().sum(-1).unsqueeze(-2)
         ),
@@ -99,6 +110,11 @@ def operator(
         coefficients = torch.tensor(c, dtype=x.dtype) + 0 * (x.sum() + y.sum())
         return Toeplitz(coefficients, offsets, x.shape[-2], y.shape[-2], method=method, **sets)
 
+    def linear_map() -> LinearMap:
+        matrix = weights(name, x, y, targets, sources)
+        lead = tuple(matrix.shape[:-2])
+        return LinearMap(lambda v: matrix @ v, *matrix.shape[-2:], lead=lead, dtype=matrix.dtype)
+
     makers = {
         "dense": lambda: Dense(weights(name, x, y, targets, sources)),
         "graph": lambda: support(lambda t, s: 1.0 + (x[t] * y[s]).sum(-1).square()),
@@ -110,6 +126,7 @@ def operator(
         "sum": lambda: low_rank() + Pairwise(x, y, "sigmoid", **sets),
         "khatri_rao": lambda: low_rank() * LowRank(x.exp(), y.exp(), **sets),
         "low_rank_on_graph": lambda: low_rank() * support(lambda t, s: torch.ones(len(t), dtype=x.dtype)),
+        "linear_map": linear_map,
         "streamed_product": lambda: Pairwise(x, y, "exp", **sets) * Pairwise(x, y, "sigmoid", **sets),
         "toeplitz": toeplitz,
         "shifts": toeplitz,
@@ -135,6 +152,7 @@ ALL = [
     "sum",
     "khatri_rao",
     "low_rank_on_graph",
+    "linear_map",
     "streamed_product",
     "scaled",
     "toeplitz",

@@ -97,6 +97,9 @@ OPTIONS = {
     "identify": COMMON | {"--module", "--length", "--channels", "--layout", "--tolerance", "--seed", "--out"},
     "rank": COMMON | {"--module", "--tolerance", "--seed", "--out"},
     "verify": COMMON | {"--against", "--out"},
+    "heads": COMMON | {"--sequences", "--length", "--null", "--replace", "--scored", "--seed", "--out"},
+    "adaptivity": COMMON
+    | {"--sequences", "--length", "--samples", "--probes", "--scored", "--seed", "--out"},
     "doctor": COMMON,
 }
 

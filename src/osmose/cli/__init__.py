@@ -17,6 +17,8 @@ VERBS = {
     "verify": "our layers against those of torch, PyG and the papers, with errors",
     "identify": "which shifts a linear module consists of, found by probes",
     "rank": "parameters, true degrees of freedom and ranks of a model's layers",
+    "heads": "what the attention heads of a run do: fixed, shift or content, and whether they can be replaced",
+    "adaptivity": "how much of a run's attention depends on the input, layer by layer",
     "doctor": "check the installation",
 }
 
@@ -52,7 +54,8 @@ def _help() -> str:
         "Mixing operators for PyTorch: train, compare and apply them.",
         "",
     ]
-    lines += [f"  {name:<9} {text}" for name, text in VERBS.items()]
+    width = max(map(len, VERBS))
+    lines += [f"  {name:<{width}} {text}" for name, text in VERBS.items()]
     lines += [
         "",
         '`osmose VERB --help` lists the options of a verb; every verb has --json (one JSON object on stdout; {"error": ...} where it fails)',
