@@ -93,6 +93,8 @@ OPTIONS = {
     }
     | {"--batch-size", "--device", "--threads", "--out", "--overwrite"},
     "generate": COMMON | {"--prompt", "--length", "--temperature", "--top-k", "--top-p", "--seed"},
+    "positions": COMMON
+    | {"--tasks", "--options", "--mixers", "--seeds", "--steps", "--jobs", "--out", "--overwrite"},
     "doctor": COMMON,
 }
 

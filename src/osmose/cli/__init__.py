@@ -14,6 +14,7 @@ VERBS = {
     "predict": "classes and probabilities for new rows, nodes or sequences",
     "generate": "go on with a text by a language model",
     "compare": "several models on one data set, under equal conditions",
+    "positions": "position encodings and shifts on two toy tasks, in length and longer",
     "doctor": "check the installation",
 }
 
