@@ -100,6 +100,8 @@ OPTIONS = {
     "heads": COMMON | {"--sequences", "--length", "--null", "--replace", "--scored", "--seed", "--out"},
     "adaptivity": COMMON
     | {"--sequences", "--length", "--samples", "--probes", "--scored", "--seed", "--out"},
+    "positions": COMMON
+    | {"--tasks", "--options", "--mixers", "--seeds", "--steps", "--jobs", "--out", "--overwrite"},
     "doctor": COMMON,
 }
 

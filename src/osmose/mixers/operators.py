@@ -100,7 +100,7 @@ def _diffusion(
         q, k = unit_rows(q), unit_rows(k)
     elif normalization == "frobenius":
         q, k = (frobenius_rows(x, t, scope, joint_heads) for x, t in ((q, targets), (k, sources)))
-    sets = {"targets": targets, "sources": sources}
+    sets: dict[str, Any] = {"targets": targets, "sources": sources}
     if kernel == "sigmoid":
         return _row_law(Pairwise(q, k, "sigmoid", **sets), structure, targets, sources)
     q, k = F.pad(q, (1, 0), value=1.0), F.pad(k, (1, 0), value=1.0)

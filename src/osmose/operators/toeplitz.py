@@ -80,9 +80,9 @@ class Toeplitz(Operator):
         self.low, self.high = min(self.offsets), max(self.offsets)
         self.shape = torch.Size((*coefficients.shape[:-1], n, m))
         self._like = torch.empty(0, dtype=coefficients.dtype, device=coefficients.device)
-        self.method = self._method() if method == "auto" else method
+        self.method: Method = self._method() if method == "auto" else method
 
-    def _method(self) -> str:
+    def _method(self) -> Method:
         if self.is_band:
             return "band"
         if len(self.offsets) <= FEW:

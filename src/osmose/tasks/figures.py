@@ -80,6 +80,48 @@ def comparison(rows: list[dict[str, Any]], report: Report, path: Path, title: st
     _save(figure, path, title)
 
 
+def positions(result: dict[str, Any], path: Path) -> None:
+    """Accuracy of every position, one panel for each task; a colour for each mixer, filled in length and open beyond."""
+    tasks, mixers, options = result["tasks"], result["mixers"], result["options"]
+    height = 1.6 + 0.13 * len(options) * (len(mixers) + 1)
+    figure = Figure(figsize=(1.5 + 4.6 * len(tasks), height), layout="constrained")
+    FigureCanvasAgg(figure)
+    every = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for axes, (name, task) in zip(every, tasks.items(), strict=True):
+        rows = {(row["option"], row["mixer"]): row for row in result["rows"] if row["task"] == name}
+        for i, mixer in enumerate(mixers):
+            step = 0.7 * ((i + 0.5) / len(mixers) - 0.5)
+            colour = _COLOURS[i % len(_COLOURS)]
+            for key, fill in (("longer", "white"), ("accuracy", colour)):
+                found = [rows[option, mixer][key] for option in options]
+                axes.errorbar(
+                    [100 * one["mean"] for one in found],
+                    [place + step for place in range(len(options))],
+                    xerr=[100 * (one["ci95"] or 0.0) for one in found],
+                    fmt="o", color=colour, mfc=fill, ms=5, lw=1, clip_on=False,
+                    label=f"{mixer}, {'in length' if key == 'accuracy' else 'longer'}",
+                )  # fmt: skip
+        axes.axvline(100 * task["chance"], color="#4a5568", lw=0.8, ls=":")
+        axes.set(xlim=(0, 102), xlabel="accuracy, % of tokens (dotted: a guess)")
+        axes.set_title(
+            f"{name}: {task['rule']}; learned at {task['length']}, longer is {task['longer']}", fontsize=9
+        )
+        axes.set_yticks(range(len(options)), options)
+        axes.set_ylim(len(options) - 0.5, -0.5)
+        axes.grid(axis="y", which="minor", lw=0)
+        for place in range(1, len(options)):
+            axes.axhline(place - 0.5, color="#e2e8f0", lw=0.8, zorder=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = every[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(mixers), fontsize=8, frameon=False)
+    spread = " and 95 % interval" if result["seeds"] > 1 else ""
+    _save(
+        figure,
+        path,
+        f"positions: mean{spread} over {result['seeds']} seed{'s' if result['seeds'] > 1 else ''}",
+    )
+
+
 def _save(figure: Figure, path: Path, title: str) -> None:
     figure.suptitle(title, fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -102,12 +102,18 @@ def shifts(
     sources: Tokens | None,
 ) -> Operator:
     """``sum_d c_d S_d`` between tokens that are there, ``(H, n, m)`` for coefficients ``(H, K)``."""
-    sets = {"targets": targets, "sources": sources} if _packed(targets, sources) else {}
-    op = Toeplitz(coefficients, offsets, n, m, **sets)
+    sets = (targets, sources) if _packed(targets, sources) else (None, None)
+    op = Toeplitz(coefficients, offsets, n, m, targets=sets[0], sources=sets[1])
     left, right = (
         None if t is None or t.mass is None else (t.mass > 0).to(coefficients) for t in (targets, sources)
     )
     return op if left is None and right is None else op.scale(left, right)
+
+
+def carried(op: Operator, v: Tensor) -> Tensor:
+    """``op @ v`` in the type of v; a compiler follows it, which it does not for an operator beside ``@``."""
+    with torch.autocast(v.device.type, enabled=False):
+        return op._matmul(v.to(torch.promote_types(v.dtype, torch.float32))).to(v.dtype)
 
 
 def present(x: Tensor, tokens: Tokens | None) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...operators.band import channel_band_product
 from ...tokens import Tokens
-from .base import Position, PositionSettings, check_radius, present, shifts, slots_of
+from .base import Position, PositionSettings, carried, check_radius, present, shifts, slots_of
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class MixedHeads(Position):
         )  # fmt: skip
         out, weights = mixer.mix(q, k, v, **call)
         keep = (1 - gate)[:, None, None]
-        out = (keep * out + given @ v).to(v.dtype)
+        out = (keep * out + carried(given, v)).to(v.dtype)
         return out, None if weights is None else keep * weights + given.to_dense()
 
 
@@ -194,7 +194,7 @@ class FixedHeads(Position):
             chosen.to(torch.promote_types(v.dtype, torch.float32)), tuple(every), q.shape[-2], k.shape[-2],
             call["targets"], call["sources"],
         )  # fmt: skip
-        outs = [(given @ v[..., :fixed, :, :]).to(v.dtype)]
+        outs = [carried(given, v[..., :fixed, :, :])]
         maps = [given.to_dense()] if call["need_weights"] else []
         if fixed < v.shape[-3]:
             bias = call["bias"]
