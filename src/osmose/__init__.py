@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .__about__ import __version__
 
 if TYPE_CHECKING:
-    from . import energy, laws, mixers, models, nn, operators, structure
+    from . import diagnostics, energy, inspection, laws, mixers, models, nn, operators, structure
     from .energy import DescentMonitor, Energy
     from .models import DIFFormer
     from .nn import MultiheadMixer
@@ -29,9 +29,11 @@ __all__ = [
     "MultiheadMixer",
     "Tokens",
     "__version__",
+    "diagnostics",
     "diffusion_attention",
     "energy",
     "flow_attention",
+    "inspection",
     "laws",
     "mixers",
     "models",

@@ -18,7 +18,7 @@ def blocks(page: str) -> list[str]:
 
 def test_readme_examples_run_in_order():
     examples = blocks("README.md")
-    assert len(examples) == 5
+    assert len(examples) == 6
     scope: dict = {}
     for example in examples:
         exec(compile(example, "README.md", "exec"), scope)
@@ -60,9 +60,11 @@ def test_public_surface():
         "MultiheadMixer",
         "Tokens",
         "__version__",
+        "diagnostics",
         "diffusion_attention",
         "energy",
         "flow_attention",
+        "inspection",
         "laws",
         "mixers",
         "models",
