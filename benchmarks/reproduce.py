@@ -164,6 +164,13 @@ SETS: dict[str, Entry] = {
         splits=1,
         **_SERIES,
     ),
+    "tinyshakespeare-shift": Entry(
+        "tinyshakespeare, places by shifts: position shift in every mixer, no vectors added",
+        DataConfig("tinyshakespeare", length=128),
+        splits=1,
+        overrides=(("position", "shift"),),
+        **_SERIES,
+    ),
     "digits-images": Entry("Digits as images", DataConfig("digits-images"), **_SERIES),
     "cifar-images": Entry(
         "CIFAR-10 in colour (JPEG), 6,750 training images",
