@@ -13,7 +13,11 @@ from pathlib import Path
 
 import torch
 
+<<<<<<< HEAD
 from . import entries, flow, mixed, models  # noqa: F401  (they fill the registry)
+=======
+from . import entries, flow, models, positions  # noqa: F401  (they fill the registry)
+>>>>>>> part-P
 from .measure import MEMORY_UP_TO, ROUNDS, extra_memory, times
 from .registry import ENTRIES, Entry
 

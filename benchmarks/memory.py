@@ -9,7 +9,11 @@ from pathlib import Path
 
 import torch
 
+<<<<<<< HEAD
 from . import entries, flow, mixed, models  # noqa: F401  (they fill the registry)
+=======
+from . import entries, flow, models, positions  # noqa: F401  (they fill the registry)
+>>>>>>> part-P
 from .registry import ENTRIES, Inputs
 
 WARM = 64  # tokens of the run that loads code

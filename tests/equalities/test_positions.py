@@ -56,7 +56,7 @@ def test_channelwise_shifts_are_depthwise_convolutions(position, causal):
     torch.nn.init.normal_(weight)
     v = torch.randn(5, 2, 10, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
     got = (
-        module.position.branch(v, 10, None, None, causal)
+        module.position.beside(torch.zeros_like(v), v, None, None, causal)
         if isinstance(position, Shift)
         else module.position.values(v, None, causal)
     )

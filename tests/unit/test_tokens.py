@@ -127,3 +127,13 @@ def test_pairs_of_tokens_must_fit():
         check_pair("op", packed, Tokens.of(3, batch=torch.tensor([0, 1, 1]), num_sets=4), 3, 3)
     with pytest.raises(ValueError, match="not packed"):
         Tokens.of(3).pad(torch.zeros(3, 1))
+
+
+def test_places_count_inside_the_set_in_the_order_of_appearance():
+    assert Tokens.of(3).positions.tolist() == [0, 1, 2]
+    assert Tokens.of(3, mass=torch.tensor([1.0, 0.0, 1.0])).positions.tolist() == [0, 1, 2], (
+        "absent tokens keep their place"
+    )
+    packed = Tokens.of(6, batch=torch.tensor([2, 0, 2, 2, 0, 3]), num_sets=5)
+    assert packed.positions.tolist() == [0, 0, 1, 2, 1, 0]
+    assert Tokens.of(0, batch=torch.zeros(0, dtype=torch.int64)).positions.tolist() == []

@@ -274,8 +274,9 @@ class MultiheadMixer(nn.Module):
             bias=bias,
             need_weights=need_weights,
         )
-        beside = None if position is None else position.branch(v, q.shape[-2], targets, sources, causal)
-        return self.merge(out if beside is None else out + beside), weights
+        if position is not None:
+            out = position.beside(out, v, targets, sources, causal)
+        return self.merge(out), weights
 
     def carry(
         self,

@@ -39,12 +39,20 @@ def band_product(x: Tensor, weights: Tensor, low: int, n: int) -> Tensor:
     return slices_product(x, weights, range(low, low + weights.shape[-1]), n)
 
 
-def channel_band_product(x: Tensor, weights: Tensor, low: int, n: int) -> Tensor:
-    """:func:`band_product` with weights ``(c, K)`` of their own for every channel of ``x (..., m, c)``."""
+def channel_band_product(
+    x: Tensor, weights: Tensor, low: int, n: int, *, beside: Tensor | None = None
+) -> Tensor:
+    """:func:`band_product` with weights ``(c, K)`` of their own for every channel of ``x (..., m, c)``.
+
+    ``beside (..., n, c)`` is added to it, at the price of no other tensor.
+    """
     lead, (m, c) = x.shape[:-2], x.shape[-2:]
     if n and m and lead.numel() and x.dtype == torch.float32 and weights.dtype == torch.float32:
-        out = _DepthwiseBand.apply(x.reshape(-1, m, c), weights, low, n)
+        parts = (None if t is None else t.reshape(-1, *t.shape[-2:]) for t in (x, beside))
+        out = _DepthwiseBand.apply(next(parts), weights, low, n, next(parts))
         return out.reshape(*lead, n, c)
+    if beside is not None:
+        return beside + channel_band_product(x, weights, low, n)
     grouped = x.unsqueeze(-1).transpose(-3, -2)  # (..., c, m, 1)
     return band_product(grouped, weights, low, n).transpose(-3, -2).squeeze(-1)
 
@@ -75,29 +83,30 @@ def _by_convolution(x: Tensor, weights: Tensor, low: int, n: int) -> Tensor:
     batch, groups = lead[:first], lead[first:]
     x_PmC = x.movedim(-2, first).reshape(math.prod(batch), m, math.prod(groups) * c)
     w_CK = weights.expand(*groups, weights.shape[-1]).reshape(-1, 1, weights.shape[-1]).expand(-1, c, -1)
-    out = _DepthwiseBand.apply(x_PmC, w_CK.flatten(0, 1), low, n)
+    out = _DepthwiseBand.apply(x_PmC, w_CK.flatten(0, 1), low, n, None)
     return out.reshape(*batch, n, *groups, c).movedim(first, -2)
 
 
 class _DepthwiseBand(torch.autograd.Function):
-    """``y[p, i, c] = sum_k w[c, k] x[p, i + low + k, c]`` for ``x (P, m, C)`` and ``w (C, K)``.
+    """``y[p, i, c] = z[p, i, c] + sum_k w[c, k] x[p, i + low + k, c]`` for ``x (P, m, C)``, ``w (C, K)``, ``z`` or nothing.
 
     oneDNN's depthwise convolution of channels-last images of height 1 makes one pass over ``x``, an order faster than
     the one of sequences; its gradient of the weights is fast for images of width 1 instead.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, low: int, n: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, low: int, n: int, z: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.low, ctx.n = low, n
-        return _correlate(x, w, low, n)
+        out = _correlate(x, w, low, n)
+        return out if z is None else out.add_(z)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
         low, n, (m, k) = ctx.low, ctx.n, (x.shape[1], w.shape[1])
-        dx = dw = None
+        dx, dw, dz = None, None, grad if ctx.needs_input_grad[4] else None
         if ctx.needs_input_grad[0]:
             dx = _correlate(grad, w.flip(-1), -(low + k - 1), m)
         if ctx.needs_input_grad[1]:
@@ -109,7 +118,7 @@ class _DepthwiseBand(torch.autograd.Function):
                     _column(grad), _column(x), w[:, None, :, None],
                     None, [1, 1], [pad, 0], [1, 1], False, [0, 0], len(w), [False, True, False],
                 )[1].reshape(w.shape)  # fmt: skip
-        return dx, dw, None, None
+        return dx, dw, None, None, dz
 
 
 def _correlate(x: Tensor, w: Tensor, low: int, n: int) -> Tensor:

@@ -94,13 +94,15 @@ def positions(result: dict[str, Any], path: Path) -> None:
             colour = _COLOURS[i % len(_COLOURS)]
             for key, fill in (("longer", "white"), ("accuracy", colour)):
                 found = [rows[option, mixer][key] for option in options]
-                axes.errorbar(
+                drawn = axes.errorbar(
                     [100 * one["mean"] for one in found],
                     [place + step for place in range(len(options))],
                     xerr=[100 * (one["ci95"] or 0.0) for one in found],
                     fmt="o", color=colour, mfc=fill, ms=5, lw=1, clip_on=False,
                     label=f"{mixer}, {'in length' if key == 'accuracy' else 'longer'}",
                 )  # fmt: skip
+                for bars in drawn.lines[2]:
+                    bars.set_clip_on(True)
         axes.axvline(100 * task["chance"], color="#4a5568", lw=0.8, ls=":")
         axes.set(xlim=(0, 102), xlabel="accuracy, % of tokens (dotted: a guess)")
         axes.set_title(
@@ -108,7 +110,6 @@ def positions(result: dict[str, Any], path: Path) -> None:
         )
         axes.set_yticks(range(len(options)), options)
         axes.set_ylim(len(options) - 0.5, -0.5)
-        axes.grid(axis="y", which="minor", lw=0)
         for place in range(1, len(options)):
             axes.axhline(place - 0.5, color="#e2e8f0", lw=0.8, zorder=0)
         axes.spines[["top", "right"]].set_visible(False)

@@ -9,7 +9,7 @@ which in B is right for a fifth of the tokens.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,7 +48,8 @@ class ToyTask:
         x = torch.randint(self.symbols, (batch, length), generator=generator)
         reach = max(map(abs, self.offsets))
         padded = F.pad(x, (reach, reach))
-        return x, sum(padded[:, reach + d : reach + d + length] for d in self.offsets) % self.symbols
+        read = torch.stack([padded[:, reach + d : reach + d + length] for d in self.offsets])
+        return x, read.sum(0) % self.symbols
 
 
 TASKS: dict[str, ToyTask] = {
@@ -68,7 +69,7 @@ def settings_for(option: str, task: ToyTask) -> PositionSettings | None:
         return Learned(task.longer)
     if isinstance(settings, FixedShift):  # half of the heads, the nearest places first
         return FixedShift(tuple((-1, 1, -2, 2)[: max(task.heads // 2, 1)]))
-    return replace(settings, radius=task.radius) if hasattr(settings, "radius") else settings  # type: ignore[call-arg]
+    return type(settings)(radius=task.radius) if hasattr(settings, "radius") else settings  # type: ignore[call-arg]
 
 
 class ToyModel(nn.Module):

@@ -65,11 +65,11 @@ class Position(nn.Module):
         """Values ``(..., H, m, d)`` before the mixer, channel by channel."""
         return v
 
-    def branch(
-        self, v: Tensor, n: int, targets: Tokens | None, sources: Tokens | None, causal: bool
-    ) -> Tensor | None:
-        """What is added to the mixer's result ``(..., H, n, d)``, channel by channel; None for nothing."""
-        return None
+    def beside(
+        self, out: Tensor, v: Tensor, targets: Tokens | None, sources: Tokens | None, causal: bool
+    ) -> Tensor:
+        """The mixer's result ``(..., H, n, d)`` with what stands beside the heads, made of the values channel by channel."""
+        return out
 
     def carry(
         self,

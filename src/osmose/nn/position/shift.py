@@ -46,10 +46,10 @@ class ShiftBranch(Position):
         self.weight = nn.Parameter(weight)
         self.remembers = weight.shape[-1] // 2
 
-    def branch(
-        self, v: Tensor, n: int, targets: Tokens | None, sources: Tokens | None, causal: bool
+    def beside(
+        self, out: Tensor, v: Tensor, targets: Tokens | None, sources: Tokens | None, causal: bool
     ) -> Tensor:
-        return present(_depthwise(self.weight, v, n, targets, sources, causal), targets)
+        return depthwise_shifts(self.weight, v, out.shape[-2], targets, sources, causal, out)
 
 
 @dataclass(frozen=True)
@@ -83,28 +83,54 @@ class KeyValueConv(Position):
         self.value_weight = nn.Parameter(weight.clone())
 
     def values(self, v: Tensor, sources: Tokens | None, causal: bool) -> Tensor:
-        return _depthwise(self.value_weight, v, v.shape[-2], sources, sources, causal)
+        return depthwise_shifts(self.value_weight, v, v.shape[-2], sources, sources, causal)
 
     def carry(self, mixer: Any, q: Tensor, k: Tensor, v: Tensor, **call: Any) -> tuple[Tensor, Tensor | None]:
         sources = call["sources"]
-        k = _depthwise(self.key_weight, k, k.shape[-2], sources, sources, call["causal"])
+        k = depthwise_shifts(self.key_weight, k, k.shape[-2], sources, sources, call["causal"])
         return mixer.mix(q, k, v, **call)
 
 
-def _depthwise(
-    weight: Tensor, x: Tensor, n: int, targets: Tokens | None, sources: Tokens | None, causal: bool
+def depthwise_shifts(
+    weight: Tensor,
+    x: Tensor,
+    n: int,
+    targets: Tokens | None,
+    sources: Tokens | None,
+    causal: bool,
+    beside: Tensor | None = None,
 ) -> Tensor:
-    """``y[i, c] = sum_d w[c, d] x[i + d, c]`` over the channels of all heads: ``(..., H, m, d)`` to ``(..., H, n, d)``."""
+    """``y[i, c] = z[i, c] + sum_d w[c, d] x[i + d, c]`` over the channels of all heads.
+
+    Args:
+        weight: ``(E, 2 radius + 1)``, offsets from -radius to radius.
+        x: ``(..., H, m, d)``.
+        n: number of targets.
+        targets, sources, causal: as for a mixer; what is not there reads 0.
+        beside: ``z (..., H, n, d)``, or nothing.
+
+    Returns:
+        ``(..., H, n, d)``; the shifts are those of targets that are there.
+    """
     heads, radius = x.shape[-3], weight.shape[-1] // 2
     dtype = torch.promote_types(x.dtype, torch.float32)
-    weight = weight[:, : radius + 1] if causal else weight
-    wide = present(x, sources).transpose(-3, -2).flatten(-2).to(dtype)
+    weight = (weight[:, : radius + 1] if causal else weight).to(dtype)
+    wide = _merged(present(x, sources)).to(dtype)
+    z = None if beside is None else _merged(beside).to(dtype)
     slots = slots_of(targets, sources, radius)
-    if slots is None:
-        out = channel_band_product(wide, weight.to(dtype), -radius, n)
+    if slots is not None:
+        out = slots.take(channel_band_product(slots.put(wide), weight, -radius, slots.count))
+    elif z is None or (targets is not None and targets.mass is not None):
+        out = channel_band_product(wide, weight, -radius, n)
     else:
-        out = slots.take(channel_band_product(slots.put(wide), weight.to(dtype), -radius, slots.count))
-    return out.to(x.dtype).unflatten(-1, (heads, -1)).transpose(-3, -2)
+        out, z = channel_band_product(wide, weight, -radius, n, beside=z), None
+    out = present(out.unflatten(-1, (heads, -1)).transpose(-3, -2), targets)
+    return (out if z is None else out + z.unflatten(-1, (heads, -1)).transpose(-3, -2)).to(x.dtype)
+
+
+def _merged(x: Tensor) -> Tensor:
+    """``(..., H, n, d)`` to ``(..., n, E)``: a view where the memory is token-major."""
+    return x.transpose(-3, -2).flatten(-2)
 
 
 @dataclass(frozen=True)
