@@ -13,11 +13,7 @@ from pathlib import Path
 
 import torch
 
-<<<<<<< HEAD
-from . import entries, flow, mixed, models  # noqa: F401  (they fill the registry)
-=======
-from . import entries, flow, models, positions  # noqa: F401  (they fill the registry)
->>>>>>> part-P
+from . import entries, flow, mixed, models, positions  # noqa: F401  (they fill the registry)
 from .measure import MEMORY_UP_TO, ROUNDS, extra_memory, times
 from .registry import ENTRIES, Entry
 

@@ -9,11 +9,7 @@ from pathlib import Path
 
 import torch
 
-<<<<<<< HEAD
-from . import entries, flow, mixed, models  # noqa: F401  (they fill the registry)
-=======
-from . import entries, flow, models, positions  # noqa: F401  (they fill the registry)
->>>>>>> part-P
+from . import entries, flow, mixed, models, positions  # noqa: F401  (they fill the registry)
 from .registry import ENTRIES, Inputs
 
 WARM = 64  # tokens of the run that loads code

@@ -41,9 +41,7 @@ class PlacedState:
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, mass: Tensor | None = None
     ) -> tuple[Tensor, PlacedState]:
-        position = self.mixer.position
-        assert position is not None
-        assert position.remembers is not None
+        position: Any = self.mixer.position
         n, before = q.shape[-2], self.keys.shape[-2]
         mass = torch.ones(len(q), n, device=q.device) if mass is None else mass.to(self.mass.dtype)
         k, v = torch.cat([self.keys, k], -2), torch.cat([self.values, v], -2)
