@@ -376,8 +376,8 @@ def test_blocks_pass_it_to_their_self_attention():
     block = EncoderBlock(E, H, position=ShiftMixture(3), causal=True, dropout=0.0)
     assert isinstance(block.self_attn.position, type(ShiftMixture().build(E, H)))
     assert block(x).shape == x.shape
-    with pytest.raises(ValueError, match="step states with position set"):
-        block.start(B)
+    with pytest.raises(ValueError, match="a state with position Rotation"):
+        EncoderBlock(E, H, position="rope", causal=True).start(B)
     decoder = DecoderBlock(E, H, position="rope", dropout=0.0)
     assert decoder.multihead_attn.position is None
     assert decoder.self_attn.position is not None

@@ -52,8 +52,7 @@ class PlacedState:
             inner, F.pad(q, (0, 0, before, 0)), k, position.values(v, tokens, True),
             targets=tokens, sources=tokens, causal=True, bias=None, need_weights=False,
         )  # fmt: skip
-        beside = position.branch(v, before + n, tokens, tokens, True)
-        out = (out if beside is None else out + beside)[..., before:, :]
+        out = position.beside(out, v, tokens, tokens, True)[..., before:, :]
         first = max(0, before + n - position.remembers)
         kept = replace(
             self, inner=inner.state, keys=k[..., first:, :], values=v[..., first:, :], mass=mass[:, first:]
