@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from osmose.operators import causal as causal_module
 from osmose.ops.diffusion import DiffusionState, diffusion_attention, diffusion_attention_reference
-from osmose.ops.diffusion import causal as causal_module
 from osmose.tokens import Tokens
 
 DTYPE = torch.float64

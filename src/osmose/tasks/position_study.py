@@ -146,6 +146,7 @@ def _file(path: Path, cell: Cell) -> Path:
 
 def _train(cells: list[Cell], steps: int | None, jobs: int, stop: StopRequest) -> Iterator[dict[str, Any]]:
     """Results as they come; after a stop request those of the cells that had begun."""
+    # seeds are trained one by one: five at once by vmap took 10.4 ms of a thread for a step and model, against 8.6
     if jobs == 1:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
