@@ -190,10 +190,6 @@ class Transposed(Operator):
         self.inner, self._like = inner, inner._like
         self.shape = torch.Size((*inner.shape[:-2], inner.shape[-1], inner.shape[-2]))
 
-    @property
-    def is_causal(self) -> bool:
-        return self.inner.is_causal
-
     def _matmul(self, v: Tensor) -> Tensor:
         return self.inner._rmatmul(v)
 
