@@ -17,8 +17,10 @@ from osmose.nn.mixed import (
     Joined,
     LowRank,
     MixedProduct,
+    Mixtures,
     Own,
     Propagation,
+    Rings,
     Shifts,
     Taps,
     Tied,
@@ -136,6 +138,25 @@ def test_an_own_layer_from_parts_trains():
     torch.testing.assert_close(y, parts.sum(0) + layer.bias)
     y.square().mean().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in layer.parameters())
+
+
+def test_learned_mixtures_of_shifts_and_of_rings():
+    toeplitz = MixedProduct(Mixtures(Shifts([-2, 0, 1]), 2, dtype=F64), Full(2, 3, 3, dtype=F64), dtype=F64)
+    x = torch.randn(2, 6, 3, dtype=F64)
+    shifts = torch.stack([torch.diag(torch.ones(6 - abs(d), dtype=F64), d) for d in (-2, 0, 1)])
+    mixed = torch.einsum("bk,knm->bnm", toeplitz.structure.coefficients, shifts)
+    want = torch.einsum("bnm,lmp,bpq->lnq", mixed, x, toeplitz.values.weight) + toeplitz.bias
+    torch.testing.assert_close(toeplitz(x), want)
+    edges = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
+    layer = MixedProduct(Mixtures(Rings(2), 1, convex=True, dtype=F64), Carried(1), bias=False)
+    y = torch.randn(5, 3, dtype=F64)
+    got = layer(y, edge_index=edges)
+    before = torch.cat([torch.zeros(2, 3, dtype=F64), y])
+    torch.testing.assert_close(got, (y + before[1:6] + before[:5]) / 3)  # a chain: one node at every distance
+    tokens = Tokens.of(5, mass=torch.tensor([1.0, 0, 1, 1, 1], dtype=F64))
+    there = layer(y, edge_index=edges, sources=tokens, targets=tokens)
+    torch.testing.assert_close(there[3], (y[3] + y[2]) / 3)
+    assert not there[1].any()
 
 
 @pytest.mark.parametrize("law", ["row", "mean", "sym", "flow"])

@@ -16,8 +16,9 @@ from .graphs import (
     Powers,
     Propagation,
     Relations,
+    Rings,
 )
-from .product import MixedProduct, Structure, Together
+from .product import MixedProduct, Mixtures, Structure, Together
 from .shifts import Average, Own, Shifts, Taps
 from .values import Bases, Carried, Concatenated, Full, Joined, LowRank, Tied, Values
 
@@ -35,11 +36,13 @@ __all__ = [
     "Joined",
     "LowRank",
     "MixedProduct",
+    "Mixtures",
     "Neighbours",
     "Own",
     "Powers",
     "Propagation",
     "Relations",
+    "Rings",
     "Shifts",
     "Structure",
     "Taps",

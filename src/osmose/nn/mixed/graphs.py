@@ -8,6 +8,7 @@ from __future__ import annotations
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,11 @@ from ...laws.base import mass_of, reciprocal
 from ...operators import Identity, Operator
 from ...operators.exponential_graph import ExponentialGraph
 from ...structure.families import Blends, Family, Given, Polynomials, Union
-from ...structure.graphs import adjacency, relations, scaled_laplacian
+from ...structure.graphs import adjacency, relations, rings, scaled_laplacian
 from ...tokens import Tokens
 from .product import Structure
+
+Made = TypeVar("Made")
 
 
 class GraphStructure(Structure):
@@ -37,7 +40,7 @@ class GraphStructure(Structure):
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_kept": None}
 
-    def once(self, make: Callable[[], Operator], n: int, x: Tensor, *given: Tensor | None) -> Operator:
+    def once(self, make: Callable[[], Made], n: int, x: Tensor, *given: Tensor | None) -> Made:
         """``make()``, or what it made of the same tensors before; with masses it is made anew."""
         if any(t is not None and (t.requires_grad or t.is_inference()) for t in given):
             return make()
@@ -142,6 +145,21 @@ class Neighbours(GraphStructure):
 
         mean = make() if _weighted(sources, targets) else self.once(make, n, x, edge_index)
         return Given([mean, _own(x, sources, targets)])
+
+
+class Rings(GraphStructure):
+    """``R_k`` for k = 0 .. radius, each under the law ``row``: the mean over the nodes exactly k steps upstream; R_0 is I."""
+
+    def __init__(self, radius: int):
+        super().__init__()
+        self.radius, self.count = radius, radius + 1
+
+    def forward(
+        self, x: Tensor, edge_index: Tensor, sources: Tokens | None = None, targets: Tokens | None = None
+    ) -> Family:
+        n = x.shape[-2]
+        found = self.once(lambda: rings(edge_index, n, self.radius, dtype=x.dtype), n, x, edge_index)
+        return Given([laws.row(ring, sources=sources, targets=targets) for ring in found])
 
 
 class Relations(Structure):

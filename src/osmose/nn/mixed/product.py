@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ... import laws
 from ...laws import Law
-from ...structure.families import Family, Union
+from ...structure.families import Blends, Family, Union
 from ...tokens import Tokens
 from .values import Values
 
@@ -98,6 +98,38 @@ class Together(Structure):
                 for part in self._parts
             )
         )
+
+
+class Mixtures(Structure):
+    """Learned mixtures ``sum_k c_bk A_k`` of the operators of another structure, b = 1 .. B.
+
+    Over shifts it is a learned Toeplitz operator, over rings a learned function of distance. Parameters:
+    ``coefficients (B, K)``, with ``convex`` through a softmax, so that a mixture of means is a mean.
+    """
+
+    def __init__(self, inner: Structure, count: int, *, convex: bool = False, **made: Any):
+        super().__init__()
+        self.inner, self.count, self.convex = inner, count, convex
+        self.axes, self.own_law = inner.axes, inner.own_law
+        start = torch.zeros(count, inner.count, **made)
+        self.coefficients = nn.Parameter(start if convex else start.uniform_(-1, 1) / inner.count)
+
+    def takes(self) -> dict[str, bool]:
+        return self.inner.takes()
+
+    def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        return self.inner.grid(size)
+
+    def family(
+        self,
+        x: Tensor,
+        law: Law | None,
+        sources: Tokens | None,
+        targets: Tokens | None,
+        given: dict[str, Any],
+    ) -> Family:
+        share = self.coefficients.softmax(-1) if self.convex else self.coefficients
+        return Blends(self.inner.family(x, law, sources, targets, given), share)
 
 
 class MixedProduct(nn.Module):
