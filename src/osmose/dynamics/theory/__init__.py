@@ -18,7 +18,13 @@ from .codes import (
     simplex_energy,
 )
 from .energies import dirac_energy, equiangular_energy, monotone_step_bound, uniform_energy
-from .equiangular import equiangular, equiangular_gap, equiangular_time, equiangular_velocity, phase_curve
+from .equiangular import (
+    equiangular_cosine,
+    equiangular_gap,
+    equiangular_time,
+    equiangular_velocity,
+    phase_curve,
+)
 from .geometry import (
     cap_measure,
     equiangular_deviation_bound,
@@ -81,7 +87,7 @@ __all__ = [
     "cross_polytope_energy",
     "cross_ratios",
     "dirac_energy",
-    "equiangular",
+    "equiangular_cosine",
     "equiangular_deviation_bound",
     "equiangular_energy",
     "equiangular_gap",

@@ -21,7 +21,9 @@ def causal_rate(token: ArrayLike) -> Numbers:
     """``1 - 1/k``: the rate of token k (from 1) were all earlier ones at the first; the slowest present is 1/2."""
     k = np.asarray(token, dtype=np.float64)
     if bool(((k < 1) | (k != np.round(k))).any()):
-        raise ValueError(f"causal_rate: token is {token}; expected integers from 1, the place in the order.")
+        raise ValueError(
+            f"causal_rate: token is {token!r}; expected integers from 1, the place in the order."
+        )
     return plain(1 - 1 / k)
 
 

@@ -65,7 +65,9 @@ def equiangular_time(
         return plain(out if log else np.exp(out))
 
 
-def equiangular(t: ArrayLike, beta: float, n: int, *, start: float = 0.0, model: Model = "SA") -> Numbers:
+def equiangular_cosine(
+    t: ArrayLike, beta: float, n: int, *, start: float = 0.0, model: Model = "SA"
+) -> Numbers:
     """The common inner product rho(t), from ``rho(0) = start``. See :func:`equiangular_gap` near 1."""
     return plain(1 - floats(equiangular_gap(t, beta, n, start=start, model=model)))
 

@@ -36,7 +36,7 @@ def cap_measure(angle: ArrayLike, d: int) -> Numbers:
     check_count("cap_measure", "d", d, 2)
     a = floats(angle)
     if bool(((a < 0) | (a > np.pi)).any()):
-        raise ValueError(f"cap_measure: angle is {angle}; expected radians from 0 to pi.")
+        raise ValueError(f"cap_measure: angle is {angle!r}; expected radians from 0 to pi.")
     half = betainc((d - 1) / 2, 0.5, np.sin(a) ** 2) / 2
     return plain(np.where(a <= np.pi / 2, half, 1 - half))
 

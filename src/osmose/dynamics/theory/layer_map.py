@@ -39,7 +39,7 @@ def layer_times(
     """
     _check("layer_times", n, h, model)
     check_range("layer_times", "rho", rho, start, 1 - 1e-300)
-    gap, layers = np.float64(1 - start), 0
+    gap, layers = np.asarray(1.0 - start), 0
     while gap > (1 - rho) * (1 + 1e-14):
         gap, layers = _layer(gap, beta, n, h, model), layers + 1
         if layers == 10_000_000:
@@ -62,7 +62,7 @@ def layer_phase_curve(layers: int, n: int, h: float, delta: float = 1e-3, *, mod
     check_count("layer_phase_curve", "layers", layers, 1)
 
     def off(beta: float) -> float:
-        gap = np.float64(1.0)
+        gap = np.asarray(1.0)
         for _ in range(layers):
             gap = _layer(gap, beta, n, h, model)
         return float(np.log(gap / delta))

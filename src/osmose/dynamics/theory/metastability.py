@@ -18,7 +18,7 @@ def plateau_energy(masses: ArrayLike) -> float:
     """``sum_k (m_k / sum m)^2``: the normalised energy ``2 beta e^{-beta} E`` of far clusters with these masses."""
     m = floats(masses)
     if m.ndim != 1 or not m.size or bool((m <= 0).any()):
-        raise ValueError(f"plateau_energy: masses are {masses}; expected a list of positive numbers.")
+        raise ValueError(f"plateau_energy: masses are {masses!r}; expected a list of positive numbers.")
     return float((m**2).sum() / m.sum() ** 2)
 
 

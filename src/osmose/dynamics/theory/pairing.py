@@ -68,7 +68,7 @@ def pairing_sequence(
     n = len(points)
     m = np.ones(n) if masses is None else floats(masses).copy()
     if m.shape != (n,) or bool((m <= 0).any()):
-        raise ValueError(f"pairing_sequence: masses are {masses}; expected {n} positive numbers.")
+        raise ValueError(f"pairing_sequence: masses are {masses!r}; expected {n} positive numbers.")
     points, alive, log_time, out = points.copy(), list(range(n)), -np.inf, []
     while len(alive) > 1:
         live = points[alive]

@@ -53,7 +53,7 @@ class Result:
 
 RESULTS: dict[str, Result] = {
     "equiangular": Result(
-        equiangular.equiangular,
+        equiangular.equiangular_cosine,
         "inner product rho(t) of equiangular tokens, SA and USA",
         "2312.10794v5, theorem 6.8",
         "theorem",

@@ -60,4 +60,4 @@ def _check(what: str, degree: ArrayLike, d: int, model: str) -> None:
     check_count(what, "d", d, 2)
     l = floats(degree)
     if not bool(((l >= 0) & (l == np.round(l))).all()):
-        raise ValueError(f"{what}: degree is {degree}; expected integers l >= 0.")
+        raise ValueError(f"{what}: degree is {degree!r}; expected integers l >= 0.")

@@ -92,7 +92,7 @@ def two_cluster_time_asymptotic(
     c = floats(cosine)
     if beta <= 0 or bool((np.abs(c) >= 1).any()):
         raise ValueError(
-            f"two_cluster_time_asymptotic: beta is {beta}, cosine {cosine}; expected beta > 0, cosines inside (-1, 1)."
+            f"two_cluster_time_asymptotic: beta is {beta}, cosine {cosine!r}; expected beta > 0, cosines inside (-1, 1)."
         )
     out = beta * (1 - c) - np.log(beta * (1 - c**2) * (m1 / m2 + m2 / m1))
     with np.errstate(over="ignore"):
@@ -123,7 +123,7 @@ def _angles(what: str, theta: ArrayLike, start: float) -> np.ndarray:
     end = floats(theta)
     if not 0 < start < np.pi or bool(((end < 0) | (end > start)).any()):
         raise ValueError(
-            f"{what}: start is {start} and theta {theta}; expected 0 <= theta <= start and start inside (0, pi), "
+            f"{what}: start is {start} and theta {theta!r}; expected 0 <= theta <= start and start inside (0, pi), "
             "where two opposite clusters do not move."
         )
     return end
