@@ -19,6 +19,7 @@ from ._points import ENTRIES, distances, weighted
 
 SMALL = 512  # up to here all pairs of a batch at once
 GRID_DIMENSIONS = 3  # up to here cells of a grid are few
+GRID_CELLS = 1e12  # on a side; past it rounding decides who is in which cell
 
 
 def cluster_scale(beta: float, c: float = 1.0) -> float:
@@ -121,7 +122,8 @@ def _one_state(x: Tensor, here: Tensor, scale: float) -> Tensor:
     out = torch.arange(len(x), device=x.device)
     index = here.nonzero().squeeze(-1)
     points = x[index]
-    if x.shape[-1] <= GRID_DIMENSIONS:
+    width = float(points.amax() - points.amin()) if points.numel() else 0.0
+    if x.shape[-1] <= GRID_DIMENSIONS and width < GRID_CELLS * scale:
         component = torch.from_numpy(_grid(points.double().cpu().numpy(), scale)).to(x.device)
     else:
         component = _grown(points, scale)
@@ -157,14 +159,17 @@ def _grid(x: np.ndarray, scale: float) -> np.ndarray:
     if not len(x):
         return np.zeros(0, dtype=np.int64)
     d = x.shape[1]
-    side = scale / math.sqrt(d) * (1 - 1e-9)  # two points of a cell are within the scale
+    extent = float(np.ptp(x, axis=0).max())
+    side = (
+        scale / math.sqrt(d) * (1 - 1e-9 - 1e-15 * extent / scale)
+    )  # two points of a cell are within the scale
     cells, cell = np.unique(np.floor((x - x.min(0)) / side).astype(np.int64), axis=0, return_inverse=True)
     cell = cell.reshape(-1)
     order = np.argsort(cell, kind="stable")
     bounds = np.searchsorted(cell[order], np.arange(len(cells) + 1))
     members = [order[bounds[c] : bounds[c + 1]] for c in range(len(cells))]
     # points within the scale lie in cells whose corners are at most this far apart, in steps of the side
-    reach = math.sqrt(d) + math.sqrt(d) + 1e-6
+    reach = scale / side + math.sqrt(d) + 1e-3
     pairs = cKDTree(cells).query_pairs(reach, output_type="ndarray")
     first = order[bounds[:-1]]
     near = np.linalg.norm(x[first[pairs[:, 0]]] - x[first[pairs[:, 1]]], axis=-1) <= scale

@@ -18,10 +18,9 @@ def log_iv(order: np.ndarray, x: np.ndarray) -> np.ndarray:
     """``log I_order(x)`` for x >= 0 and order >= 0 (-inf at x = 0 for order > 0), relative error of I near 1e-13."""
     order, x = np.broadcast_arrays(np.asarray(order, float), np.asarray(x, float))
     scaled = ive(order, x)
-    out = np.log(np.where(scaled > TINY, scaled, 1.0)) + x
+    out = np.array(np.log(np.where(scaled > TINY, scaled, 1.0)) + x)
     small = ~(scaled > TINY)
     if small.any():
-        out = out.copy()
         out[small] = _log_series(order[small], x[small])
     return out
 

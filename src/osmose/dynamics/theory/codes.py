@@ -153,7 +153,6 @@ CODES: dict[str, Code] = {
         Code("octahedron", lambda: cross_polytope(3), 6, 3, (-1.0, 0.0), (1, 4), 3),
         Code("icosahedron", icosahedron, 12, 3, (-1.0, -1 / 5**0.5, 1 / 5**0.5), (1, 5, 5), 5),
         Code("600-cell", cell_600, 120, 4, *_cell_600_table(), 11),
-        Code("petersen", _kissing(4), 10, 4, (-2 / 3, 1 / 6), (3, 6), 3),
         Code("clebsch", _kissing(3), 16, 5, (-3 / 5, 1 / 5), (5, 10), 3),
         Code("schlaefli", _kissing(2), 27, 6, (-1 / 2, 1 / 4), (10, 16), 4),
         Code("equiangular-28", _kissing(1), 56, 7, (-1.0, -1 / 3, 1 / 3), (1, 27, 27), 5),
