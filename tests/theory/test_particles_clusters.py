@@ -41,26 +41,25 @@ def test_two_cluster_times_scale_and_tend_to_the_asymptotic_form():
         assert exact == pytest.approx(leading, abs=0.01)
 
 
-def test_four_tokens_merge_nearly_when_two_clusters_do():
-    """Two pairs .05 wide, 90 degrees apart: close to, and a little before, the two clusters of mass 2."""
-    beta = 4.0
-    x = circle([0.0, 0.05, math.pi / 2, math.pi / 2 + 0.05])
+@pytest.mark.parametrize(("beta", "want"), [(4, 11.9762), (9, 467.833)])
+def test_four_tokens_merge_nearly_when_two_clusters_do(beta, want):
+    """Two pairs .05 wide, 90 degrees apart, until every inner product is over 1 - 1e-4: just before two clusters."""
+    angles = np.array([0.0, 0.05, math.pi / 2, math.pi / 2 + 0.05])
 
-    def met(_, y):
-        z = y.reshape(4, 2)
-        return math.acos(min(1.0, z[1] @ z[2] / np.linalg.norm(z[1]) / np.linalg.norm(z[2]))) - 0.01
+    def velocity(_, a):
+        away = a[:, None] - a[None]
+        w = np.exp(beta * (np.cos(away) - 1))
+        return -(w / w.sum(-1, keepdims=True) * np.sin(away)).sum(-1)
+
+    def met(_, a):
+        return 1e-4 - 2 * np.sin((a[3] - a[0]) / 2) ** 2
 
     met.terminal = True
-    solved = solve_ivp(
-        lambda _, y: field(y.reshape(4, 2), beta).ravel(),
-        (0, 30),
-        x.ravel(),
-        rtol=1e-9,
-        atol=1e-12,
-        events=met,
-    )
-    exact = theory.two_cluster_time(0.01, beta)
-    assert 0.95 * exact < solved.t_events[0][0] < exact
+    solved = solve_ivp(velocity, (0, 600), angles, method="LSODA", rtol=1e-11, atol=1e-13, events=met)
+    took = solved.t_events[0][0]
+    assert took == pytest.approx(want, rel=1e-6, abs=5e-5)
+    exact = theory.two_cluster_time(math.acos(1 - 1e-4), beta)
+    assert exact * 0.998 < took < exact
 
 
 @pytest.mark.parametrize(("u0", "beta", "c"), [(0.3, 2.0, 1.0), (0.5, 8.0, 0.5), (0.05, 5.0, 2.0)])

@@ -93,16 +93,15 @@ class _Follower:
             value = self.spec.function(x, velocity, mass=mass)
         else:
             value = self.spec.function(x, mass=mass)
-        self._take(t, value.detach())
+        value = value.detach().clone()  # a view would hold on to the state
+        self._take(t, value)
         self.start = t if self.start is None else self.start
-        self.time, self.value = t, value.detach()
+        self.time, self.value = t, value
 
     def _take(self, t: float, value: Tensor) -> None:
         reduce, kept = self.spec.reduce, self.kept
         if reduce == "series":
-            self.kept = [value] if kept is None else [*kept, value] if isinstance(kept, Tensor) else kept
-            if isinstance(kept, list):
-                kept.append(value)
+            self.kept = [*kept, value] if isinstance(kept, list) else [value]
         elif reduce in ("integral", "mean"):
             before = torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32))
             if isinstance(kept, Tensor) and self.value is not None:
