@@ -64,7 +64,7 @@ def boolean_distance(weights: Operator | Tensor) -> Tensor:
     """``min_e |P_i - e|`` over Boolean rows e (one 1) for every row, ``(..., n)``: ``sqrt(|P_i|^2 - 2 max_j P_ij + 1)``.
 
     0 where a target listens to a single token; at most ``sqrt(1 - 1/m)``. For unprojected tokens in d = 1 it goes to 0 for
-    all but at most one row (2305.05465, theorem 2.1). It tells tokens apart, not places: two tokens at one place
+    all but at most one row (2305.05465). It tells tokens apart, not places: two tokens at one place
     share a weight.
     """
 

@@ -8,7 +8,7 @@ where the energy itself has no place in the type: take ``log_scale=beta``, :func
 
 Shapes: ``x (..., n, d)``, ``mass (..., n)``, beta a number or ``(...)``, results ``(...)``.
 
-Source: 2312.10794v5, section 3.3; the metric of SA is that of its section 3.4.
+Source: 2312.10794v5, section 3, also for the metric of SA.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ class EnergyBalance:
 
         ``E(t_k) - E(t_0) - int dissipation dt``,
 
-    which is 0 for the exact flow (2312.10794v5, section 3.3 and 3.4), and for a run shows the error of its stepper. The
+    which is 0 for the exact flow (2312.10794v5, section 3), and for a run shows the error of its stepper. The
     integral is Simpson's rule on whatever times are recorded: record every step. Energies are ``e^{-log_scale} E``.
 
     Attributes:

@@ -4,7 +4,7 @@ With V = -I attention descends the interaction energy, towards these. Cohn and K
 (m inner products between different points, and a spherical design of strength 2m - 1) and the 600-cell have the least
 ``sum_ij e^{beta <x_i, x_j>}`` of all sets of that many points, for every beta > 0.
 
-Source: 2312.10794v5, section 7 (repulsion); Cohn and Kumar, J. AMS 20 (2007), table 1.
+Source: 2312.10794v5, on general matrices (V = -I); Cohn and Kumar, J. AMS 20 (2007), table 1.
 Errata: the dichotomy printed in 2312.10794 asks for m > 1 inner products and so misses m = 1: the antipodal pair and the
 other simplices.
 """

@@ -18,7 +18,7 @@ from ._bessel import log_eigenvalue
 def dirac_energy(beta: ArrayLike, *, log: bool = False) -> Numbers:
     """``e^beta / (2 beta)``, the maximum of the energy; for ``log``, beta > 0.
 
-    Source: 2312.10794v5, proposition 3.3 (the maximisers are Dirac measures).
+    Source: 2312.10794v5, section 3 (the maximisers are Dirac measures).
     """
     b = _nonzero("dirac_energy", beta)
     return _value(b, b, log, "dirac_energy")
@@ -29,7 +29,7 @@ def uniform_energy(beta: ArrayLike, d: int, *, log: bool = False) -> Numbers:
 
     .. math:: \frac{1}{2\beta}\Gamma(d/2)(2/\beta)^{d/2-1} I_{d/2-1}(\beta).
 
-    Source: minimiser in 2312.10794v5, proposition 3.3; the value is derived here (Funk-Hecke, degree 0).
+    Source: minimiser in 2312.10794v5, section 3; the value is derived here (Funk-Hecke, degree 0).
     """
     check_count("uniform_energy", "d", d, 1)
     b = _nonzero("uniform_energy", beta)
@@ -54,7 +54,7 @@ def monotone_step_bound(beta: float, *, stepper: str = "layer", model: Model = "
 
     Why: the kernel is positive definite, so E is convex in mu; the potential ``K * mu`` is convex on R^d with its
     gradient along A_i, and the step turns x_i towards A_i. Derived here; the continuous statement is 2312.10794v5,
-    section 3.3.
+    section 3.
     """
     check_model("monotone_step_bound", model)
     if beta < 0 or stepper not in ("layer", "tangent"):

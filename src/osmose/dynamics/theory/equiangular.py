@@ -10,7 +10,7 @@ equilibrium), Q = K = V = I. Orthogonal starts (rho = 0) are exact, independent 
 In the coordinate ``x = log((n-1) rho + 1) - log(1 - rho)`` the equation reads ``x' = 2n / (e^{beta (1-rho)} + n - 1)``
 (SA), ``x' = 2 e^{beta rho}`` (USA): no singularity is left, so time is a quadrature, and rho its inverse.
 
-Source: 2312.10794v5, theorem 6.8 and section 6.2 (orthogonal start); the quadrature is derived here.
+Source: 2312.10794v5, theorem 6.8 (orthogonal start); the quadrature is derived here.
 """
 
 from __future__ import annotations

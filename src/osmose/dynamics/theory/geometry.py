@@ -17,7 +17,7 @@ def hemisphere_probability(n: int, d: int, *, log: bool = False) -> float:
     ``2^{-(n-1)} sum_{k < d} C(n-1, k)``; 1 for n <= d.
 
     Holds for any distribution symmetric about 0 that puts points in general position. Source: Wendel (1962); used with
-    2312.10794v5, lemma 6.4 (a hemisphere is enough for exponential clustering).
+    2312.10794v5, statement 6.4 (a hemisphere is enough for exponential clustering).
     """
     check_count("hemisphere_probability", "n", n, 1)
     check_count("hemisphere_probability", "d", d, 1)

@@ -24,7 +24,7 @@ def cross_ratios(x: Tensor, quadruples: Tensor | None = None) -> Tensor:
     Returns:
         ``(..., q)``; inf or NaN where tokens of a denominator coincide.
 
-    Source: 2312.10794v5, section 7.1 (Kuramoto); the statement for all d from Moebius invariance, measured to 1e-12.
+    Source: 2312.10794v5, section 7 (the circle); the statement for all d from Moebius invariance, measured to 1e-12.
     """
     n = x.shape[-2]
     if quadruples is None:

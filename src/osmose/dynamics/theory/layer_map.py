@@ -8,7 +8,7 @@ of attention, ``a = <A_i, x_i> = p + (n-1) q rho`` and ``|A_i|^2 = p a + (n-1) q
 written in the gap ``1 - rho``, so that no digit is lost near consensus. At h = 1 it is a layer; as h falls it is Euler's
 method, first order and late, for the equation of :mod:`~osmose.dynamics.theory.equiangular`.
 
-Source: derived here from 2312.10794v5, section 2.2 (a layer is an Euler step) and theorem 6.8.
+Source: derived here from 2312.10794v5, section 2 (a layer is an Euler step) and theorem 6.8.
 """
 
 from __future__ import annotations

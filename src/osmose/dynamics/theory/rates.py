@@ -12,7 +12,7 @@ def consensus_rate(beta: ArrayLike, *, model: Model = "SA", scaled: bool = False
     """``lambda`` in ``1 - <x_i, x_j> ~ e^{-lambda t}`` near consensus: 2 (SA), ``2 e^beta`` (USA). Distances: half of it.
 
     ``scaled`` is USA on the clock ``e^beta t``: 2 as well. Any n, d, Q = K = V = I.
-    Source: the linearisation at consensus, derived here; 2312.10794v5, theorem 6.3 and lemma 6.4 prove some rate.
+    Source: the linearisation at consensus, derived here; 2312.10794v5, 6.4, proves some rate.
     """
     check_model("consensus_rate", model)
     b = floats(beta)
@@ -23,7 +23,7 @@ def consensus_rate(beta: ArrayLike, *, model: Model = "SA", scaled: bool = False
 def hemisphere_rate_bound(beta: ArrayLike, n: int) -> Numbers:
     """``1 / (2 n e^{2 beta})``: the rate in the proof for tokens of an open hemisphere (SA), far below the true 2.
 
-    Source: 2312.10794v5, lemma 6.4.
+    Source: 2312.10794v5, statement 6.4.
     """
     check_count("hemisphere_rate_bound", "n", n, 1)
     return plain(np.exp(-2 * floats(beta)) / (2 * n))

@@ -2,7 +2,8 @@
 
 ``standing``: ``theorem`` (proved in the source; for labels of 2312.10794 version 5 is meant, Bull. AMS 62(3), 2025, which
 numbers otherwise than version 1), ``derived`` (worked out here, and checked numerically), ``convention``.
-Labels follow the survey 2512.01868 and the authors' code where the paper's text was not at hand.
+Labels follow the survey 2512.01868 and a public Lean 4 formalisation, not the papers' own text; where a number is not
+confirmed the section or subject stands alone.
 """
 
 from __future__ import annotations
@@ -74,19 +75,19 @@ RESULTS: dict[str, Result] = {
     "layer map": Result(
         layer_map.layer_gap,
         "1 - rho after one residual layer of step h",
-        "from 2312.10794v5, section 2.2",
+        "from 2312.10794v5, section 2",
         "derived",
     ),
     "energy of a Dirac": Result(
-        energies.dirac_energy, "the maximum, e^beta / (2 beta)", "2312.10794v5, proposition 3.3", "theorem"
+        energies.dirac_energy, "the maximum, e^beta / (2 beta)", "2312.10794v5, section 3", "theorem"
     ),
     "energy of the uniform measure": Result(
-        energies.uniform_energy, "the minimum for beta > 0", "from 2312.10794v5, proposition 3.3", "derived"
+        energies.uniform_energy, "the minimum for beta > 0", "from 2312.10794v5, section 3", "derived"
     ),
     "monotone steps": Result(
         energies.monotone_step_bound,
         "steps h up to which the energy never falls",
-        "from 2312.10794v5, section 3.3",
+        "from 2312.10794v5, section 3",
         "derived",
     ),
     "growth spectrum": Result(
@@ -149,7 +150,7 @@ RESULTS: dict[str, Result] = {
         rates.consensus_rate, "2 (SA), 2 e^beta (USA) for 1 - <x, y>", "linearisation", "derived"
     ),
     "hemisphere rate": Result(
-        rates.hemisphere_rate_bound, "1 / (2 n e^{2 beta})", "2312.10794v5, lemma 6.4", "theorem"
+        rates.hemisphere_rate_bound, "1 / (2 n e^{2 beta})", "2312.10794v5, statement 6.4", "theorem"
     ),
     "almost every start": Result(
         clustering.clustering_status,
@@ -177,14 +178,14 @@ RESULTS: dict[str, Result] = {
     "optimal codes": Result(
         codes.code_energy,
         "sharp configurations have the least energy at every beta",
-        "Cohn and Kumar 2007; 2312.10794v5, section 7",
+        "Cohn and Kumar 2007; 2312.10794v5, on V = -I",
         "theorem",
         "the printed dichotomy (m > 1 inner products) misses m = 1, the antipodal pair",
     ),
     "cross-ratios": Result(
         kuramoto.cross_ratios,
         "conserved at beta = 0 in every dimension",
-        "Watanabe and Strogatz 1994; 2312.10794v5, section 7.1",
+        "Watanabe and Strogatz 1994; 2312.10794v5, section 7",
         "theorem",
     ),
     "rings of clusters": Result(
@@ -204,12 +205,15 @@ RESULTS: dict[str, Result] = {
         "theorem 4.3(ii) needs delta small independently of beta; the nGPT row should read alpha_t Var (reported)",
     ),
     "polytope": Result(
-        unprojected.polytope_gap, "limits inside the limit hull", "2305.05465, theorem 3.1", "theorem"
+        unprojected.polytope_gap,
+        "limits inside the limit hull",
+        "2305.05465, on polytopes (V = I)",
+        "theorem",
     ),
     "hyperplanes": Result(
         unprojected.leading_functional,
         "<phi, z> takes at most three values",
-        "2305.05465, theorem 4.1",
+        "2305.05465, on hyperplanes (good triples)",
         "theorem",
     ),
 }

@@ -21,7 +21,7 @@ def polytope_gap(x: Tensor, vertices: Tensor, a: Tensor | None = None) -> Tensor
         a: ``(d, d)``, a square root of ``Q^T K``; None is the identity.
 
     Returns:
-        ``(...)``. Source: 2305.05465, theorem 3.1.
+        ``(...)``. Source: 2305.05465, on polytopes (V = I).
     """
     ax, av = (x, vertices) if a is None else (x @ a.mT, vertices @ a.mT)
     return (ax @ av.mT).amax(-1) - ax.square().sum(-1)
@@ -36,7 +36,7 @@ def leading_functional(v: np.ndarray) -> tuple[float, np.ndarray]:
     Raises:
         ValueError: the eigenvalue of largest size is complex, not positive, or not simple.
 
-    Source: 2305.05465, theorem 4.1.
+    Source: 2305.05465, on hyperplanes (good triples).
     """
     v = np.asarray(v, dtype=np.float64)
     if v.ndim != 2 or v.shape[0] != v.shape[1]:
