@@ -1,7 +1,7 @@
 """The catalogue: every closed form with its source, its standing and what is wrong in print.
 
 ``standing``: ``theorem`` (proved in the source; for labels of 2312.10794 version 5 is meant, Bull. AMS 62(3), 2025, which
-numbers otherwise than version 1), ``derived`` (worked out here, and checked numerically), ``convention``.
+numbers otherwise than version 1), ``derived`` (worked out here, and checked numerically).
 Labels follow the survey 2512.01868 and a public Lean 4 formalisation, not the papers' own text; where a number is not
 confirmed the section or subject stands alone.
 """
