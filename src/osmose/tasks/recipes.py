@@ -49,7 +49,7 @@ _SYMBOLS = {
 }
 
 # A language model of symbols; AdamW's penalty and the cosine are those of GPT.
-_TEXT_MODEL = {"hidden": 128, "layers": 4, "heads": 4, "dropout": 0.1}
+_TEXT_MODEL = {"hidden": 128, "layers": 4, "heads": 4, "dropout": 0.1, "position": "shift"}
 _TEXT = {
     "optimizer": "adamw",
     "lr": 2e-3,
