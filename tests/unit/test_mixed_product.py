@@ -260,6 +260,7 @@ def test_a_layer_keeps_its_graph_and_makes_it_anew_when_it_changes():
         (lambda: layers.conv(2, 2, 3, padding="full"), "padding is 'full'"),
         (lambda: layers.rgcn(2, 2, 3, regrouped=True), "pass bases="),
         (lambda: Attention(4, 2, mixer="flow", bias=True, causal=True, preset="nlp", extra=("zero",)), "no place in it"),
+        (lambda: layers.attention(4, 2, add_bias_kv=True, mixer="flow")(torch.randn(3, 4), attn_mask=torch.ones(3, 3, dtype=torch.bool).triu(1)), "no place in it"),
         (lambda: Attention(4, 2, mixer="softmacs"), "Did you mean 'softmax'"),
         (lambda: Given([Dense(torch.rand(2, 3)), Dense(torch.rand(3, 3))]), r"\(2, 3\), \(3, 3\); expected one"),
         (lambda: Union(Given([Dense(torch.rand(2, 3))]), Given([Dense(torch.rand(3, 3))])), "expected the same"),
@@ -298,6 +299,23 @@ def test_other_mistakes():
             key_padding_mask=torch.zeros(5, dtype=torch.bool),
             sources=Tokens.of(5, mass=torch.ones(5)),
         )
+
+
+def test_packed_sets_are_kept_apart_or_refused():
+    packed = Tokens.of(6, batch=torch.tensor([0, 0, 0, 1, 1, 1]))
+    x = torch.randn(6, 4)
+    for layer in (
+        layers.conv(4, 2, 3, padding=1),
+        layers.conv(4, 2, 3, padding=1, bias=False),
+        layers.average_pool(3, 1, 1),
+    ):
+        with pytest.raises(ValueError, match="reads across their sets; pad the batch, or take Shifts"):
+            layer(x, sources=packed, targets=packed)
+    added = layers.attention(4, 2, add_bias_kv=True)
+    with pytest.raises(ValueError, match="every set would need them"):
+        added(x, sources=packed)
+    own = layers.linear(4, 2)
+    torch.testing.assert_close(own(x, sources=packed, targets=packed), own(x))
 
 
 def test_a_causal_layer_does_not_see_the_future():
