@@ -301,6 +301,34 @@ def test_other_mistakes():
         )
 
 
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_layers_that_only_look_like_a_known_one_are_refused():
+    pyg = pytest.importorskip("torch_geometric.nn")
+    for make, message in (
+        (lambda: pyg.GCNConv(3, 2, aggr="max"), "aggr='max' has no counterpart here; expected 'add'"),
+        (lambda: pyg.ChebConv(3, 2, 2, aggr="mean"), "aggr='mean'"),
+        (lambda: pyg.TAGConv(3, 2, aggr="mean"), "aggr='mean'"),
+        (lambda: pyg.GATConv(3, 2, aggr="mean"), "aggr='mean'"),
+        (lambda: pyg.TransformerConv(3, 2, aggr="mean"), "aggr='mean'"),
+        (lambda: pyg.SAGEConv(3, 2, flow="target_to_source"), "flow='target_to_source'"),
+        (lambda: pyg.GATConv((3, 5), 2), "from 3 to 5 channels has two kinds of nodes"),
+        (lambda: pyg.GCNConv(-1, 2), "call it once, then convert it"),
+        (lambda: nn.LazyLinear(2), "call it once, then convert it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            from_torch(make())
+    with pytest.raises(TypeError, match="Doubled is a Linear with a forward of its own"):
+        from_torch(Doubled(2, 2))
+    x, peer = torch.randn(4, 3), pyg.Linear(3, 2)
+    torch.testing.assert_close(from_torch(peer)(x), peer(x))
+    weighted = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    torch.testing.assert_close(from_torch(weighted)(x), weighted(x))
+
+
 def test_packed_sets_are_kept_apart_or_refused():
     packed = Tokens.of(6, batch=torch.tensor([0, 0, 0, 1, 1, 1]))
     x = torch.randn(6, 4)
