@@ -10,6 +10,7 @@ from torch import nn
 from osmose import laws
 from osmose.nn.mixed import (
     Attention,
+    Average,
     Bases,
     Carried,
     Concatenated,
@@ -270,6 +271,8 @@ def test_a_layer_keeps_its_graph_and_makes_it_anew_when_it_changes():
         (lambda: from_torch(nn.AvgPool1d(2, ceil_mode=True)), "ceil_mode=True has no counterpart"),
         (lambda: from_torch(nn.MultiheadAttention(4, 2, dropout=0.1)), "dropout=0.1 has no counterpart"),
         (lambda: to_torch(layers.gcn(2, 2)), "no layer for Propagation with values Full"),
+        (lambda: to_torch(MixedProduct(Average(Kernel((3,))), Full(1, 2, 2))), "no layer for Average with values Full"),
+        (lambda: to_torch(MixedProduct(Average(Kernel((3,), dilation=(2,))), Carried(1), bias=False)), "pools neighbouring"),
         (lambda: to_torch(layers.attention(6, 3, shared=1)), "no shared keys"),
         (lambda: to_torch(MixedProduct(Own(), Full(1, 2, 2), law="row")), "under law row"),
         (lambda: Shifts([-9])(torch.randn(5, 2)), "offset inside the length"),
@@ -365,6 +368,7 @@ def test_the_generic_products_equal_the_convolution():
         x = torch.randn(2, torch.Size(size).numel(), 4, dtype=F64)
         theta = torch.randn(len(conv), 4, 3, dtype=F64)
         torch.testing.assert_close(conv.mixed(x, theta), Family.mixed(conv, x, theta))
+        assert conv.mixed(x[:0], theta).shape == (0, conv.shape[0], 3)
 
 
 def test_half_precision_and_compile():

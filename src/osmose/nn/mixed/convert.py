@@ -13,7 +13,7 @@ from . import layers
 from .attention import Attention
 from .product import MixedProduct
 from .shifts import Average, Own, Taps
-from .values import Concatenated, Full, Joined, LowRank
+from .values import Carried, Concatenated, Full, Joined, LowRank
 
 
 @torch.no_grad()
@@ -64,8 +64,12 @@ def to_torch(layer: MixedProduct) -> nn.Module:
         _set(out.weight, values.weight[0].mT)
     elif layer.law is None and isinstance(structure, Taps) and plain:
         out = _to_conv(structure, values, layer.bias is not None, made)
-    elif layer.law is None and isinstance(structure, Average):
+    elif layer.law is None and isinstance(structure, Average) and isinstance(values, Carried):
         kernel = structure.kernel
+        if max(kernel.dilation) > 1 or kernel.border != "zeros" or any(a != b for a, b in kernel.padding):
+            raise ValueError(
+                f"to_torch: torch pools neighbouring places, with as many zeros before as after them; got {kernel}."
+            )
         pool: Any = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[structure.axes - 1]
         out = pool(
             kernel.taps, kernel.stride, tuple(p for p, _ in kernel.padding), count_include_pad=structure.count_padding
@@ -76,7 +80,7 @@ def to_torch(layer: MixedProduct) -> nn.Module:
         law = "" if layer.law is None else f" under {layer.law!r}"
         raise ValueError(
             f"to_torch: torch has no layer for {type(structure).__name__} with values {type(values).__name__}{law}; it has "
-            "Own, Taps with Full, Average, and softmax Attention with LowRank."
+            "Own, Taps with Full, Average with Carried, and softmax Attention with LowRank."
         )
     if layer.bias is not None:
         _set(out.bias, layer.bias)
