@@ -80,6 +80,25 @@ def test_captured_weights_are_those_that_transformers_reports(made):
             assert order == causal
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_leaves_order_and_matrices_as_they_are(made, side):
+    """Rows of padding on the left see no source, and are then uniform over all, later ones too."""
+    model, causal = made
+    inputs = ids(2, 7)
+    mask = torch.ones_like(inputs)
+    here = slice(2, None) if side == "left" else slice(None, -2)
+    mask[0] = 0
+    mask[0, here] = 1
+    place = (mask.cumsum(-1) - 1).clamp(min=0)
+    with hf.capture(model) as seen:
+        result(model, input_ids=inputs, attention_mask=mask, position_ids=place)
+    with hf.capture(model) as alone:
+        result(model, input_ids=inputs[:1, here])
+    for name, found in seen.items():
+        assert [one.causal for one in found] == [causal, causal]
+        torch.testing.assert_close(found[0].matrix, alone[name][0].matrix, rtol=1e-4, atol=1e-5)
+
+
 def test_in_training_the_structure_is_without_dropout():
     torch.manual_seed(0)
     model = gpt2()[0].train()

@@ -10,6 +10,7 @@ from torch import nn
 from osmose import laws
 from osmose.nn.mixed import (
     Attention,
+    Average,
     Bases,
     Carried,
     Concatenated,
@@ -260,6 +261,7 @@ def test_a_layer_keeps_its_graph_and_makes_it_anew_when_it_changes():
         (lambda: layers.conv(2, 2, 3, padding="full"), "padding is 'full'"),
         (lambda: layers.rgcn(2, 2, 3, regrouped=True), "pass bases="),
         (lambda: Attention(4, 2, mixer="flow", bias=True, causal=True, preset="nlp", extra=("zero",)), "no place in it"),
+        (lambda: layers.attention(4, 2, add_bias_kv=True, mixer="flow")(torch.randn(3, 4), attn_mask=torch.ones(3, 3, dtype=torch.bool).triu(1)), "no place in it"),
         (lambda: Attention(4, 2, mixer="softmacs"), "Did you mean 'softmax'"),
         (lambda: Given([Dense(torch.rand(2, 3)), Dense(torch.rand(3, 3))]), r"\(2, 3\), \(3, 3\); expected one"),
         (lambda: Union(Given([Dense(torch.rand(2, 3))]), Given([Dense(torch.rand(3, 3))])), "expected the same"),
@@ -269,6 +271,8 @@ def test_a_layer_keeps_its_graph_and_makes_it_anew_when_it_changes():
         (lambda: from_torch(nn.AvgPool1d(2, ceil_mode=True)), "ceil_mode=True has no counterpart"),
         (lambda: from_torch(nn.MultiheadAttention(4, 2, dropout=0.1)), "dropout=0.1 has no counterpart"),
         (lambda: to_torch(layers.gcn(2, 2)), "no layer for Propagation with values Full"),
+        (lambda: to_torch(MixedProduct(Average(Kernel((3,))), Full(1, 2, 2))), "no layer for Average with values Full"),
+        (lambda: to_torch(MixedProduct(Average(Kernel((3,), dilation=(2,))), Carried(1), bias=False)), "pools neighbouring"),
         (lambda: to_torch(layers.attention(6, 3, shared=1)), "no shared keys"),
         (lambda: to_torch(MixedProduct(Own(), Full(1, 2, 2), law="row")), "under law row"),
         (lambda: Shifts([-9])(torch.randn(5, 2)), "offset inside the length"),
@@ -300,6 +304,51 @@ def test_other_mistakes():
         )
 
 
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_layers_that_only_look_like_a_known_one_are_refused():
+    pyg = pytest.importorskip("torch_geometric.nn")
+    for make, message in (
+        (lambda: pyg.GCNConv(3, 2, aggr="max"), "aggr='max' has no counterpart here; expected 'add'"),
+        (lambda: pyg.ChebConv(3, 2, 2, aggr="mean"), "aggr='mean'"),
+        (lambda: pyg.TAGConv(3, 2, aggr="mean"), "aggr='mean'"),
+        (lambda: pyg.GATConv(3, 2, aggr="mean"), "aggr='mean'"),
+        (lambda: pyg.TransformerConv(3, 2, aggr="mean"), "aggr='mean'"),
+        (lambda: pyg.SAGEConv(3, 2, flow="target_to_source"), "flow='target_to_source'"),
+        (lambda: pyg.GATConv((3, 5), 2), "from 3 to 5 channels has two kinds of nodes"),
+        (lambda: pyg.GCNConv(-1, 2), "call it once, then convert it"),
+        (lambda: nn.LazyLinear(2), "call it once, then convert it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            from_torch(make())
+    with pytest.raises(TypeError, match="Doubled is a Linear with a forward of its own"):
+        from_torch(Doubled(2, 2))
+    x, peer = torch.randn(4, 3), pyg.Linear(3, 2)
+    torch.testing.assert_close(from_torch(peer)(x), peer(x))
+    weighted = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    torch.testing.assert_close(from_torch(weighted)(x), weighted(x))
+
+
+def test_packed_sets_are_kept_apart_or_refused():
+    packed = Tokens.of(6, batch=torch.tensor([0, 0, 0, 1, 1, 1]))
+    x = torch.randn(6, 4)
+    for layer in (
+        layers.conv(4, 2, 3, padding=1),
+        layers.conv(4, 2, 3, padding=1, bias=False),
+        layers.average_pool(3, 1, 1),
+    ):
+        with pytest.raises(ValueError, match="reads across their sets; pad the batch, or take Shifts"):
+            layer(x, sources=packed, targets=packed)
+    added = layers.attention(4, 2, add_bias_kv=True)
+    with pytest.raises(ValueError, match="every set would need them"):
+        added(x, sources=packed)
+    own = layers.linear(4, 2)
+    torch.testing.assert_close(own(x, sources=packed, targets=packed), own(x))
+
+
 def test_a_causal_layer_does_not_see_the_future():
     x, later = torch.randn(1, 8, 6), torch.randn(1, 8, 6)
     later[:, :5] = x[:, :5]
@@ -319,6 +368,7 @@ def test_the_generic_products_equal_the_convolution():
         x = torch.randn(2, torch.Size(size).numel(), 4, dtype=F64)
         theta = torch.randn(len(conv), 4, 3, dtype=F64)
         torch.testing.assert_close(conv.mixed(x, theta), Family.mixed(conv, x, theta))
+        assert conv.mixed(x[:0], theta).shape == (0, conv.shape[0], 3)
 
 
 def test_half_precision_and_compile():

@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 try:
@@ -33,7 +34,7 @@ except ModuleNotFoundError as error:
 
 from .. import inspection
 from ..diagnostics import StructureAnova
-from ..inspection.calls import Answer, AttentionCall, Structure, dense_call
+from ..inspection.calls import Answer, Structure, dense_call
 from ..inspection.capture import Receive
 from ..inspection.replacement import Matrix, Replaced
 from ..tokens import Tokens
@@ -143,11 +144,9 @@ def _attention(
         return eager(module, query, key, value, attention_mask, **how)
     heads, m = weights.shape[1], weights.shape[-1]
     values = value.repeat_interleave(heads // value.shape[1], 1)
-    call = dense_call(weights, values)
     sources = _existing(attention_mask, m)
     own = weights.shape[-2] == m and "cross" not in f"{name} {type(module).__name__}".lower()
-    call = AttentionCall(call.structure, values, sources if own else None, sources, call.causal)
-    out = answer(name, call)
+    out = answer(name, dense_call(weights, values, sources if own else None, sources))
     if out is None:
         return eager(module, query, key, value, attention_mask, **how)
     return out.to(value.dtype).transpose(1, 2).contiguous(), weights
@@ -157,5 +156,5 @@ def _existing(mask: Tensor | None, m: int) -> Tokens | None:
     """Which sources any target may see, by an additive mask ``(B, 1, n, m)``."""
     if mask is None:
         return None
-    seen = (mask if mask.dtype == bool else mask > -1e4).flatten(1, -2).any(1)
+    seen = (mask if mask.dtype == torch.bool else mask > -1e4).flatten(1, -2).any(1)
     return Tokens.of(m, mask=seen[:, :m])

@@ -226,10 +226,15 @@ def _difformer_calls(conv: DIFFormerConv, answer: Callable[[AttentionCall], Tens
         yield
 
 
-def dense_call(weights: Tensor, values: Tensor) -> AttentionCall:
-    """A call whose matrices ``(B, H, n, m)`` are at hand; causal where nothing lies above the diagonal."""
+def dense_call(
+    weights: Tensor, values: Tensor, targets: Tokens | None = None, sources: Tokens | None = None
+) -> AttentionCall:
+    """A call whose matrices ``(B, H, n, m)`` are at hand; causal where no target that exists takes from above the diagonal."""
     n, m = weights.shape[-2:]
-    return AttentionCall(Dense(weights), values, causal=n == m > 1 and not bool(weights.triu(1).any()))
+    later = weights.triu(1).any(-1).any(-2)  # (B, n)
+    if targets is not None and targets.mass is not None:
+        later = later & (targets.mass > 0)  # rows of padding may hold anything
+    return AttentionCall(Dense(weights), values, targets, sources, n == m > 1 and not bool(later.any()))
 
 
 def _is_causal(bias: Tensor | None) -> bool:

@@ -9,6 +9,7 @@ Shapes: as in table.py; operators ``(..., H, n, m)``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from .. import laws
 from ..laws.base import mass_of, reciprocal
-from ..operators import Dense, LowRank, Operator, Pairwise
+from ..operators import Causal, Dense, LowRank, Operator, Pairwise
 from ..operators.base import refuse_past_limit
 from ..ops.arguments import both_tokens, check_same_sets
 from ..ops.diffusion.attention import KERNELS
@@ -47,8 +48,9 @@ def mixer_operator(
     Args:
         mixer: ``flow``, ``diffusion``, ``diffusion-sigmoid``, ``linear`` or ``mean``.
         q, k: ``(..., H, n, d)``, ``(..., H, m, d)``, before any feature map.
-        structure: kernel in, kernel out, entry by entry. In causal order it leaves out what is later; for causal flow,
-            whose outgoing sums take the targets before a source, it must not.
+        structure: kernel in, kernel out, entry by entry; None leaves the kernel, in causal order without later sources.
+            In causal order it leaves out what is later; for causal flow, whose outgoing sums take the targets before a
+            source, it must not.
         targets, sources: masses and sets, as for the mixer.
         causal: target i sees sources j <= i. Flow forms the matrix: its order runs both ways.
         options: of the mixer's function.
@@ -65,9 +67,15 @@ def mixer_operator(
     sources, targets = both_tokens("mixer_operator", q, k, sources, targets)
     if causal:
         check_same_sets("mixer_operator", sources, targets)
-    structure = structure or (lambda kernel: kernel)
+    if structure is None:
+        structure = partial(_plain, tokens=targets if causal and mixer != "flow" else None)
     with torch.autocast(q.device.type, enabled=False):
         return _KERNELS[mixer](q, k, structure, targets, sources, causal, **options)
+
+
+def _plain(kernel: Operator, tokens: Tokens | None) -> Operator:
+    """The kernel as it is, with ``tokens`` in their order."""
+    return kernel if tokens is None else kernel * Causal(tokens.n, tokens=tokens, device=kernel.device)
 
 
 def _row_law(kernel: Operator, structure: Structure, targets: Tokens, sources: Tokens) -> Operator:

@@ -146,7 +146,7 @@ class Convolution(Family):
                 options["output_padding"] = (0, *options["output_padding"])
         call = _CONVOLUTIONS[max(axes, 2), kernel.transposed]
         out = call(points, weight.to(points.dtype), None, padding=padding, **options)
-        return out.movedim(1, -1).reshape(*lead, self.shape[0], -1)
+        return out.movedim(1, -1).reshape(*lead, self.shape[0], theta.shape[-1])
 
     def _padded(self, points: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Points padded where torch's convolution cannot, and the padding that is left to it."""

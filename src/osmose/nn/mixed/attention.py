@@ -65,12 +65,12 @@ class Attention(Structure):
                 f"Attention: {heads} heads for {in_channels} channels with {shared} key heads; expected heads that divide "
                 "the channels (or rank=, the score channels of a head) and key heads that divide the heads."
             )
-        if causal and extra:
-            raise ValueError("Attention: causal order with added sources, which have no place in it.")
         mixer_of(mixer, "Attention").check(f"Attention: mixer {mixer!r}", causal=causal, **options)
         self.heads, self.rank, self.shared = heads, rank or in_channels // heads, shared
         self.count, self.mixer, self.options = heads, mixer, options
         self.extra, self.causal = extra, causal
+        if causal:
+            self._refuse_causal()
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.query = nn.Linear(in_channels, heads * self.rank, bias=bias, **made)
         self.key = nn.Linear(
@@ -111,6 +111,7 @@ class Attention(Structure):
             bias = pair_bias(attn_mask, y, lead, self.heads, n, m)
         elif attn_mask is not None:
             require_causal(attn_mask, self.mixer, n, m)
+            self._refuse_causal()
             causal = True
         if targets is None and not mixer.pairwise and (own or causal):
             targets = sources
@@ -126,11 +127,20 @@ class Attention(Structure):
 
         return Heads(carry, self.heads, (*lead, n, k.shape[-2]), q.dtype, q.device)
 
+    def _refuse_causal(self) -> None:
+        if self.extra:
+            raise ValueError("Attention: causal order with added sources, which have no place in it.")
+
     def _keys(
         self, k: Tensor, sources: Tokens | None, bias: Tensor | None
     ) -> tuple[Tensor, Tokens | None, Tensor | None]:
         """Keys ``(..., K, m + e, D')`` with the added sources, and what goes with them."""
         if self.extra:
+            if sources is not None and sources.packed:
+                raise ValueError(
+                    f"Attention: packed tokens with added sources {self.extra}; every set would need them. Pad the batch, or build "
+                    "it without them."
+                )
             learned = iter(self.extra_keys if self.extra_keys is not None else ())
             rows = [
                 next(learned).to(k.dtype) if kind == "learned" else k.new_zeros(k.shape[-1])

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from . import layers
 from .attention import Attention
 from .product import MixedProduct
 from .shifts import Average, Own, Taps
-from .values import Concatenated, Full, Joined, LowRank
+from .values import Carried, Concatenated, Full, Joined, LowRank
 
 
 @torch.no_grad()
@@ -24,13 +25,23 @@ def from_torch(module: nn.Module) -> MixedProduct:
     ``(..., n, C)`` where torch's takes ``(..., C, n)``.
 
     Raises:
-        TypeError: a layer of another kind.
+        TypeError: a layer of another kind, or of a subclass that computes something else.
         ValueError: a setting of a layer that has no counterpart here; it is named.
     """
-    for kind in type(module).__mro__:
-        if kind.__name__ in _CONVERTERS and kind.__module__.split(".")[0] in ("torch", "torch_geometric"):
-            layer = _CONVERTERS[kind.__name__](module)
-            return layer.train(module.training)
+    kinds: list[Any] = [
+        kind for kind in type(module).__mro__ if kind.__module__.split(".")[0] in ("torch", "torch_geometric")
+    ]
+    for kind in kinds:
+        if kind.__name__ not in _CONVERTERS:
+            continue
+        if type(module).forward is not kinds[0].forward:
+            raise TypeError(
+                f"from_torch: {type(module).__name__} is a {kind.__name__} with a forward of its own, and only the parameters would "
+                "be taken."
+            )
+        _refuse_unready(module)
+        layer = _CONVERTERS[kind.__name__](module)
+        return layer.train(module.training)
     raise TypeError(
         f"from_torch: {type(module).__name__} is not a layer that is known here; expected one of {', '.join(_CONVERTERS)}."
     )
@@ -53,8 +64,12 @@ def to_torch(layer: MixedProduct) -> nn.Module:
         _set(out.weight, values.weight[0].mT)
     elif layer.law is None and isinstance(structure, Taps) and plain:
         out = _to_conv(structure, values, layer.bias is not None, made)
-    elif layer.law is None and isinstance(structure, Average):
+    elif layer.law is None and isinstance(structure, Average) and isinstance(values, Carried):
         kernel = structure.kernel
+        if max(kernel.dilation) > 1 or kernel.border != "zeros" or any(a != b for a, b in kernel.padding):
+            raise ValueError(
+                f"to_torch: torch pools neighbouring places, with as many zeros before as after them; got {kernel}."
+            )
         pool: Any = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[structure.axes - 1]
         out = pool(
             kernel.taps, kernel.stride, tuple(p for p, _ in kernel.padding), count_include_pad=structure.count_padding
@@ -65,7 +80,7 @@ def to_torch(layer: MixedProduct) -> nn.Module:
         law = "" if layer.law is None else f" under {layer.law!r}"
         raise ValueError(
             f"to_torch: torch has no layer for {type(structure).__name__} with values {type(values).__name__}{law}; it has "
-            "Own, Taps with Full, Average, and softmax Attention with LowRank."
+            "Own, Taps with Full, Average with Carried, and softmax Attention with LowRank."
         )
     if layer.bias is not None:
         _set(out.bias, layer.bias)
@@ -89,11 +104,28 @@ def _refuse(module: nn.Module, **unsupported: tuple[Any, Any]) -> None:
             )
 
 
+def _refuse_unready(module: nn.Module) -> None:
+    """A lazy layer that has not been called, or a layer of PyG between two kinds of nodes, or against the edges."""
+    if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
+        raise ValueError(
+            f"from_torch: {type(module).__name__} has no parameters yet; call it once, then convert it."
+        )
+    if isinstance(getattr(module, "in_channels", None), tuple):
+        channels = module.in_channels
+        if channels[0] != channels[1]:  # type: ignore[index]
+            raise ValueError(
+                f"from_torch: {type(module).__name__} from {channels[0]} to {channels[1]} channels has two kinds of nodes; expected "  # type: ignore[index]
+                "one number of in_channels."
+            )
+    if hasattr(module, "flow"):
+        _refuse(module, flow=(module.flow, "source_to_target"))
+
+
 # ---- torch --------------------------------------------------------------------------------------------
 
 
 def _linear(m: Any) -> MixedProduct:
-    out = layers.linear(m.in_features, m.out_features, m.bias is not None, **_made(m.weight))
+    out = layers.linear(m.weight.shape[1], m.weight.shape[0], m.bias is not None, **_made(m.weight))
     _set(out.values.weight, m.weight.mT[None])
     _set(out.bias, m.bias)
     return out
@@ -224,8 +256,14 @@ def _to_attention(
 # ---- PyG ----------------------------------------------------------------------------------------------
 
 
+def _aggr(m: Any) -> str:
+    """How a layer gathers what arrives."""
+    name = m.aggr if isinstance(m.aggr, str) else type(m.aggr_module).__name__
+    return "add" if name == "sum" else str(name)
+
+
 def _gcn(m: Any) -> MixedProduct:
-    _refuse(m, normalize=(m.normalize, True), improved=(m.improved, False))
+    _refuse(m, aggr=(_aggr(m), "add"), normalize=(m.normalize, True), improved=(m.improved, False))
     weight = m.lin.weight
     out = layers.gcn(
         weight.shape[1], m.out_channels, m.bias is not None, self_loops=m.add_self_loops, **_made(weight)
@@ -244,19 +282,19 @@ def _stack(m: Any, make: Callable[..., MixedProduct], lins: list[Any], *size: in
 
 
 def _cheb(m: Any) -> MixedProduct:
-    _refuse(m, normalization=(m.normalization, "sym"))
+    _refuse(m, aggr=(_aggr(m), "add"), normalization=(m.normalization, "sym"))
     return _stack(m, layers.cheb, list(m.lins), len(m.lins))
 
 
 def _tag(m: Any) -> MixedProduct:
-    _refuse(m, normalize=(m.normalize, True))
+    _refuse(m, aggr=(_aggr(m), "add"), normalize=(m.normalize, True))
     return _stack(m, layers.tag, list(m.lins), m.K)
 
 
 def _sage(m: Any) -> MixedProduct:
     _refuse(
         m,
-        aggr=(m.aggr if isinstance(m.aggr, str) else type(m.aggr_module).__name__, "mean"),
+        aggr=(_aggr(m), "mean"),
         normalize=(m.normalize, False),
         root_weight=(m.root_weight, True),
         project=(m.project, False),
@@ -270,7 +308,7 @@ def _sage(m: Any) -> MixedProduct:
 
 def _rgcn(m: Any) -> MixedProduct:
     _refuse(
-        m, num_blocks=(m.num_blocks, None), aggr=(str(m.aggr), "mean"), root_weight=(m.root is not None, True)
+        m, num_blocks=(m.num_blocks, None), aggr=(_aggr(m), "mean"), root_weight=(m.root is not None, True)
     )
     out = layers.rgcn(
         m.in_channels_l, m.out_channels, m.num_relations, m.num_bases, m.bias is not None, **_made(m.weight)
@@ -292,7 +330,7 @@ def _parts(layer: MixedProduct) -> Any:
 
 def _gmm(m: Any) -> MixedProduct:
     _refuse(
-        m, separate_gaussians=(m.separate_gaussians, False), aggr=(str(m.aggr), "mean"), root_weight=(m.root is not None, True)
+        m, separate_gaussians=(m.separate_gaussians, False), aggr=(_aggr(m), "mean"), root_weight=(m.root is not None, True)
     )  # fmt: skip
     count = m.kernel_size
     out = layers.gmm(m.g.shape[0], m.out_channels, m.dim, count, m.bias is not None, **_made(m.g))
@@ -308,7 +346,7 @@ def _gmm(m: Any) -> MixedProduct:
 
 def _gat(m: Any) -> MixedProduct:
     _refuse(
-        m, dropout=(m.dropout, 0.0), edge_dim=(m.edge_dim, None), residual=(getattr(m, "residual", False), False),
+        m, aggr=(_aggr(m), "add"), dropout=(m.dropout, 0.0), edge_dim=(m.edge_dim, None), residual=(getattr(m, "residual", False), False),
     )  # fmt: skip
     weight, heads = m.lin.weight, m.heads
     out = layers.gat(
@@ -325,7 +363,10 @@ def _gat(m: Any) -> MixedProduct:
 
 
 def _graph_transformer(m: Any) -> MixedProduct:
-    _refuse(m, dropout=(m.dropout, 0.0), edge_dim=(m.edge_dim, None), beta=(m.beta and m.root_weight, False))
+    _refuse(
+        m, aggr=(_aggr(m), "add"), dropout=(m.dropout, 0.0), edge_dim=(m.edge_dim, None),
+        beta=(m.beta and m.root_weight, False),
+    )  # fmt: skip
     weight, bias = m.lin_value.weight, m.lin_value.bias is not None
     out = layers.graph_transformer(
         weight.shape[1], m.out_channels, m.heads, m.concat, bias, root=m.root_weight, **_made(weight)

@@ -28,11 +28,13 @@ class Structure(nn.Module):
         count: K.
         axes: number of token axes of x that are a grid.
         own_law: whether masses and a law are part of the structure, as in attention; else the layer applies them.
+        across: whether a target may read other places than its own.
     """
 
     count: int
     axes: int = 1
     own_law: bool = False
+    across: bool = True
 
     def takes(self) -> dict[str, bool]:
         """What ``forward`` takes besides x, by name, and whether it cannot do without."""
@@ -56,6 +58,11 @@ class Structure(nn.Module):
         """The operators under a law and the masses; with ``law`` None masses of sources weigh what is carried."""
         sides = {"sources": sources, "targets": targets}
         own = {name: tokens for name, tokens in sides.items() if name in self.takes()}
+        if self.across and "sources" not in own and any(t is not None and t.packed for t in sides.values()):
+            raise ValueError(
+                f"MixedProduct: packed tokens with {type(self).__name__}, which reads across their sets; pad the batch, or take "
+                "Shifts, which stay inside a set."
+            )
         family = self(x, **own, **given)
         if self.own_law or (law is None and all(t is None or t.mass is None for t in sides.values())):
             return family

@@ -19,6 +19,7 @@ class Own(Structure):
     """Every target takes from itself: ``{I}``, a linear layer."""
 
     count = 1
+    across = False
 
     def forward(self, x: Tensor) -> Family:
         return Given([Identity(x.shape[-2], dtype=x.dtype, device=x.device)])

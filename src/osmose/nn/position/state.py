@@ -77,6 +77,7 @@ class _Continued:
         self.state, self.n, self.mass = state, n, mass
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, **call: Any) -> tuple[Tensor, None]:
-        last = (x[..., -self.n :, :] for x in (q, k, v))
+        before = q.shape[-2] - self.n
+        last = (x[..., before:, :] for x in (q, k, v))
         out, self.state = self.state(*last, self.mass)
-        return F.pad(out, (0, 0, q.shape[-2] - self.n, 0)), None
+        return F.pad(out, (0, 0, before, 0)), None
