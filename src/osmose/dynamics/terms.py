@@ -134,7 +134,11 @@ class Attention:
     def __call__(self, x: Tensor, tokens: Tokens | None = None) -> Tensor:
         """``(..., n, d)``: what every token takes; 0 for tokens of mass 0."""
         self._check(x)
-        v = self._valued(x)
+        v = self.value * x if isinstance(self.value, (int, float)) else _turned(x, self.value)
+        return self.carry(x, v, tokens)
+
+    def carry(self, x: Tensor, v: Tensor, tokens: Tokens | None = None) -> Tensor:
+        """``sum_j P_ij(x) v_j`` for any values ``(..., n, c)``."""
         if self.kernel == "exp" and self.law_name == "row":
             return _soft(self._queries(x), _turned(x, self.key), v, tokens, self.causal)
         if self.kernel == "exp" and self.law_name == "mean" and not self.causal:
@@ -194,11 +198,6 @@ class Attention:
 
     def _queries(self, x: Tensor) -> Tensor:
         return self._beta(x) * _turned(x, self.query)
-
-    def _valued(self, x: Tensor) -> Tensor:
-        if isinstance(self.value, Tensor) or self.value is None:
-            return _turned(x, self.value)
-        return self.value * x
 
     def _refuse_overflow(self, x: Tensor) -> None:
         """Weights without a shift must have a place in the type."""
@@ -290,8 +289,9 @@ class Mixed:
         q, k = (_turned(x, w).unsqueeze(-3) for w in (self.query, self.key))
         if tokens is not None and tokens.mass is not None and tokens.mass.ndim > 1:
             tokens = tokens.heads()
-        sides = {"targets": tokens, "sources": tokens}
-        return mixer_operator(self.mixer, q, k, causal=self.causal, **sides, **self.options)
+        return mixer_operator(
+            self.mixer, q, k, targets=tokens, sources=tokens, causal=self.causal, **self.options
+        )
 
     def __call__(self, x: Tensor, tokens: Tokens | None = None) -> Tensor:
         v = self.value * x if isinstance(self.value, (int, float)) else _turned(x, self.value)
