@@ -1,4 +1,48 @@
 """Dynamics: tokens as interacting particles, depth as time.
 
-Here: ``theory``, every closed form with its source; ``observables``, streamed functions of a state.
+``simulate(Field(Attention(beta)), x0, times)`` runs tokens; spaces say where they live, steppers how they move, events what
+stops them. ``theory`` holds every closed form with its source, ``observables`` streamed functions of a state.
 """
+
+from . import observables, theory
+from .adaptive import Adaptive, Stiff
+from .events import ClustersLeft, Event, GradientBelow, HemisphereEntered, PairMerged, Plateau
+from .fields import Field, FieldEnergy, Schedule, perceptron
+from .simulate import Solution, simulate
+from .spaces import Circle, Euclidean, Rescaled, Space, Sphere
+from .status import Status
+from .steppers import RK4, Euler, EulerMaruyama, Layer, Stepper, stability_bound
+from .terms import Attention, Mixed
+
+__all__ = [
+    "RK4",
+    "Adaptive",
+    "Attention",
+    "Circle",
+    "ClustersLeft",
+    "Euclidean",
+    "Euler",
+    "EulerMaruyama",
+    "Event",
+    "Field",
+    "FieldEnergy",
+    "GradientBelow",
+    "HemisphereEntered",
+    "Layer",
+    "Mixed",
+    "PairMerged",
+    "Plateau",
+    "Rescaled",
+    "Schedule",
+    "Solution",
+    "Space",
+    "Sphere",
+    "Status",
+    "Stepper",
+    "Stiff",
+    "observables",
+    "perceptron",
+    "simulate",
+    "stability_bound",
+    "theory",
+]
