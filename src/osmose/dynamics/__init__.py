@@ -8,6 +8,7 @@ from . import observables, theory
 from .adaptive import Adaptive, Stiff
 from .events import ClustersLeft, Event, GradientBelow, HemisphereEntered, PairMerged, Plateau
 from .fields import Field, FieldEnergy, Schedule, perceptron
+from .gram import Gram, gram_matrix
 from .simulate import Solution, simulate
 from .spaces import Circle, Euclidean, Rescaled, Space, Sphere
 from .status import Status
@@ -27,6 +28,7 @@ __all__ = [
     "Field",
     "FieldEnergy",
     "GradientBelow",
+    "Gram",
     "HemisphereEntered",
     "Layer",
     "Mixed",
@@ -40,6 +42,7 @@ __all__ = [
     "Status",
     "Stepper",
     "Stiff",
+    "gram_matrix",
     "observables",
     "perceptron",
     "simulate",

@@ -39,22 +39,31 @@ class Motion:
 
     def velocity(self, x: Tensor, s: float | Tensor) -> Tensor:
         """``dx/ds``, tangent."""
-        return self._scaled(self.space.velocity(self.field, x, self._tokens(x), self._time(s)), s)
+        return self._scaled(self.space.velocity(self.field, x, self.tokens(x), self.time_of_field(s)), s)
 
     def rate(self, x: Tensor, s: float | Tensor) -> Tensor:
         """``dx/dt``."""
-        return self.space.velocity(self.field, x, self._tokens(x), self._time(s))
+        return self.space.velocity(self.field, x, self.tokens(x), self.time_of_field(s))
 
-    def push(self, x: Tensor, s: float | Tensor) -> Tensor:
-        """The output of the attention before the space makes it tangent."""
-        return self._scaled(self.space.push(self.field, x, self._tokens(x), self._time(s)), s)
+    def layer(self, x: Tensor, s: float | Tensor, h: float | Tensor) -> Tensor:
+        """A layer of size h in s."""
+        return self.space.layer(self.field, x, self.tokens(x), self.time_of_field(s), self._step(s, h))
 
-    def _tokens(self, x: Tensor) -> Tokens | None:
+    def euler(self, x: Tensor, s: float | Tensor, h: float | Tensor) -> Tensor:
+        """A projected Euler step of size h in s."""
+        return self.space.euler(self.field, x, self.tokens(x), self.time_of_field(s), self._step(s, h))
+
+    def _step(self, s: float | Tensor, h: float | Tensor) -> float | Tensor:
+        return h * self.time_of_field(s) if self.log_time else h
+
+    def tokens(self, x: Tensor) -> Tokens | None:
+        """The masses as the field takes them."""
         return None if self.mass is None else Tokens(x.shape[-2], self.mass)
 
-    def _time(self, s: float | Tensor) -> float | Tensor:
+    def time_of_field(self, s: float | Tensor) -> float | Tensor:
+        """The time as the field takes it."""
         t = self.time(s)
         return t[:, None, None] if isinstance(t, Tensor) else t
 
     def _scaled(self, v: Tensor, s: float | Tensor) -> Tensor:
-        return v * self._time(s) if self.log_time else v
+        return v * self.time_of_field(s) if self.log_time else v

@@ -155,7 +155,8 @@ def simulate(
         field = field.take(index, lead)
     motion = Motion(field, space, merged, log_time)
     bound = stability_bound(stepper, motion)
-    if bound is not None and stepper.h is not None and stepper.h > bound * (1 + 1e-12):
+    longest = min(stepper.h or 0.0, float(at.diff().max()) if len(at) > 1 else 0.0)
+    if bound is not None and longest > bound * (1 + 1e-12):
         said = f"the step h = {stepper.h:g} exceeds {bound:.3g}, the stability bound of {type(stepper).__name__} for this field"
         notes.append(said)
         warnings.warn(f"simulate: {said}; take a shorter step.", stacklevel=2)
@@ -273,33 +274,33 @@ class _Run:
 
     def _output(self) -> Tensor:
         s = self._s(self.t)
-        motion, space = self._at(self.t), self.motion.space
+        motion = self._at(self.t)
         v = motion.rate(self.x, s)
         self._pinned(v)
         if self.observe is not None:
-            shape = (*self.lead, self.x.shape[-2], -1)
+            points, vectors = self._seen(motion, self.x, v, s)
+            shape = (*self.lead, self.x.shape[-2], points.shape[-1])
             mass = None if motion.mass is None else motion.mass.view(*self.lead, -1)
-            self.observe(
-                self.t, space.points(self.x).reshape(shape), space.vectors(self.x, v).reshape(shape), mass
-            )
+            self.observe(self.t, points.reshape(shape), vectors.reshape(shape), mass)
         return self._state()
 
     def _pinned(self, v: Tensor) -> None:
         """Systems held by rounding: motion below the spacing of floats away from consensus, where velocities are noise."""
         if self.stepper.random or not _clusters(self.now.field):
             return
-        x, mass, eps = self.motion.space.points(self.x), self.motion.mass, torch.finfo(self.x.dtype).eps
+        x, mass, eps = self.x, self.motion.mass, torch.finfo(self.x.dtype).eps
         span = self.stepper.h if self.stepper.h is not None and not self.motion.log_time else math.inf
         size = x.abs().amax((-1, -2))
         move = v.abs().amax((-1, -2))
         still = (move < 4 * eps * size) | (move * span < eps / 2 * size)
         if not bool(still.any()):
             return
+        x = self.motion.space.points(x)
         away = (x - x[:, :1]).norm(dim=-1)
         if mass is not None:
             first = x.gather(1, mass.argmax(-1)[:, None, None].expand(-1, 1, x.shape[-1]))
             away = torch.where(mass > 0, (x - first).norm(dim=-1), 0.0)
-        still &= (away.amax(-1) > 1e-3 * size) & self.active
+        still &= (away.amax(-1) > 1e-3 * x.abs().amax((-1, -2))) & self.active
         self.memory["status"][still] = int(Status.PINNED)
         freed = ~still & (self.memory["status"] == int(Status.PINNED))
         self.memory["status"][freed & self.active] = int(Status.DONE)
@@ -358,12 +359,16 @@ class _Run:
         self.active &= ~which
 
     def _value(self, event: Event, systems: Tensor, x: Tensor, s: Tensor) -> Tensor:
-        space = self.motion.space
         motion = self.now.take(systems, len(self.x))
-        v = space.vectors(x, motion.rate(x, s)) if event.needs_velocity else None
+        v = motion.rate(x, s) if event.needs_velocity else None
+        points, vectors = self._seen(motion, x, v, s)
         t = motion.time(s)
         assert isinstance(t, Tensor)
-        return event.value(t, space.points(x), v, motion.mass)
+        return event.value(t, points, vectors if event.needs_velocity else None, motion.mass)
+
+    @staticmethod
+    def _seen(motion: Motion, x: Tensor, v: Tensor | None, s: float | Tensor) -> tuple[Tensor, Tensor]:
+        return motion.space.seen(motion.field, x, v, motion.tokens(x), motion.time_of_field(s))
 
 
 def _few(x: Tensor) -> Tensor:

@@ -52,9 +52,17 @@ class Space:
         """``dx/dt``, tangent at x."""
         return field(x, tokens, t)
 
-    def push(self, field: Field, x: Tensor, tokens: Tokens | None, t: float | Tensor) -> Tensor:
-        """What a layer adds to x before it is normalised; the velocity in flat spaces."""
-        return self.velocity(field, x, tokens, t)
+    def layer(
+        self, field: Field, x: Tensor, tokens: Tokens | None, t: float | Tensor, h: float | Tensor
+    ) -> Tensor:
+        """``x + h A`` brought back to the space: a layer."""
+        return self.retract(x, h * self.velocity(field, x, tokens, t))
+
+    def euler(
+        self, field: Field, x: Tensor, tokens: Tokens | None, t: float | Tensor, h: float | Tensor
+    ) -> Tensor:
+        """``x + h v`` brought back to the space."""
+        return self.retract(x, h * self.velocity(field, x, tokens, t))
 
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         """The end of the geodesic from x along u."""
@@ -87,6 +95,12 @@ class Space:
     def vectors(self, x: Tensor, v: Tensor) -> Tensor:
         """A tangent as a vector of R^d."""
         return v
+
+    def seen(
+        self, field: Field, x: Tensor, v: Tensor | None, tokens: Tokens | None, t: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Points and velocities in R^d, for observables and events; v None gives zeros."""
+        return self.points(x), self.vectors(x, torch.zeros_like(x) if v is None else v)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -156,8 +170,10 @@ class Sphere(Space):
     def velocity(self, field: Field, x: Tensor, tokens: Tokens | None, t: float | Tensor) -> Tensor:
         return self.tangent(x, field(x, tokens, t))
 
-    def push(self, field: Field, x: Tensor, tokens: Tokens | None, t: float | Tensor) -> Tensor:
-        return field(x, tokens, t)
+    def layer(
+        self, field: Field, x: Tensor, tokens: Tokens | None, t: float | Tensor, h: float | Tensor
+    ) -> Tensor:
+        return self.retract(x, h * field(x, tokens, t))
 
     def size(self, x: Tensor) -> float:
         return 1.0

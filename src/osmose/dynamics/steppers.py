@@ -139,7 +139,7 @@ class Layer(FixedStep):
     def step(
         self, motion: Motion, x: Tensor, s: float | Tensor, h: float | Tensor, noise: Tensor | None
     ) -> Tensor:
-        return motion.space.retract(x, h * motion.push(x, s))
+        return motion.layer(x, s, h)
 
 
 class Euler(FixedStep):
@@ -153,7 +153,7 @@ class Euler(FixedStep):
     def step(
         self, motion: Motion, x: Tensor, s: float | Tensor, h: float | Tensor, noise: Tensor | None
     ) -> Tensor:
-        return motion.space.retract(x, h * motion.velocity(x, s))
+        return motion.euler(x, s, h)
 
 
 class RK4(FixedStep):

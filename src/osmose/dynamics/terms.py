@@ -146,7 +146,7 @@ class Attention:
         if self.kernel == "hardmax":
             return self._hard(x, v, tokens)
         if self.kernel == "exp" and self.law_name in ("mean", "none"):
-            self._refuse_overflow(x)
+            self.refuse_overflow(x)
         return self.operator(x, tokens) @ v
 
     def operator(self, x: Tensor, tokens: Tokens | None = None) -> Operator:
@@ -159,7 +159,9 @@ class Attention:
             kernel = LowRank(F.pad(q, (1, 0), value=1.0), F.pad(k, (1, 0), value=1.0))
         elif self.kernel == "exp" and self.scaled:
             one = torch.ones_like(q[..., :1])
-            kernel = Pairwise(torch.cat([q, -self._beta(x) * one], -1), torch.cat([k, one], -1), "exp")
+            kernel = Pairwise(
+                torch.cat([q, -self.inverse_temperature(x) * one], -1), torch.cat([k, one], -1), "exp"
+            )
         else:
             kernel = Pairwise(q, k, self.kernel)
         if self.causal:
@@ -182,7 +184,7 @@ class Attention:
                     f"(..., {x.shape[-1]})."
                 )
 
-    def _beta(self, x: Tensor) -> Tensor:
+    def inverse_temperature(self, x: Tensor) -> Tensor:
         """beta as ``(..., 1, 1)``, to multiply with x."""
         b = torch.as_tensor(self.beta, dtype=x.dtype, device=x.device)
         try:
@@ -197,10 +199,10 @@ class Attention:
         return b.unsqueeze(-1).unsqueeze(-1)
 
     def _queries(self, x: Tensor) -> Tensor:
-        return self._beta(x) * _turned(x, self.query)
+        return self.inverse_temperature(x) * _turned(x, self.query)
 
-    def _refuse_overflow(self, x: Tensor) -> None:
-        """Weights without a shift must have a place in the type."""
+    def refuse_overflow(self, x: Tensor) -> None:
+        """Raise where ``e^beta``, which no shift divides out, has no place in the type of x."""
         if self.scaled:
             return
         top, limit = float(torch.as_tensor(self.beta).abs().max()), math.log(torch.finfo(x.dtype).max)
@@ -215,8 +217,8 @@ class Attention:
 
         That weight is ``w = e^b / (Z + e^b)``, so that ``out / w = sum_j m_j e^{s_ij - b} v_j``.
         """
-        self._refuse_overflow(x)
-        b, one = self._beta(x), torch.ones_like(x[..., :1])
+        self.refuse_overflow(x)
+        b, one = self.inverse_temperature(x), torch.ones_like(x[..., :1])
         q = torch.cat([self._queries(x), one], -1)
         k = F.pad(_turned(x, self.key), (0, 1, 0, 1))
         sink = (b * torch.ones_like(x[..., :1, :1]))[..., 0, 0]
@@ -243,7 +245,7 @@ class Attention:
         return out if self.scaled else out * b.exp()
 
     def _hard(self, x: Tensor, v: Tensor, tokens: Tokens | None) -> Tensor:
-        q, k = self._beta(x).sign() * _turned(x, self.query), _turned(x, self.key)
+        q, k = self.inverse_temperature(x).sign() * _turned(x, self.query), _turned(x, self.key)
         n, lead = x.shape[-2], x.shape[:-2]
         m = x.new_ones(n) if tokens is None or tokens.mass is None else tokens.mass.to(x.dtype)
         column = torch.arange(n, device=x.device)
