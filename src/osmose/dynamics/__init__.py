@@ -6,6 +6,7 @@ stops them. ``theory`` holds every closed form with its source, ``observables`` 
 
 from . import observables, theory
 from .adaptive import Adaptive, Stiff
+from .clusters import MergeHistory, Stage, merge_model
 from .events import ClustersLeft, Event, GradientBelow, HemisphereEntered, PairMerged, Plateau
 from .fields import Field, FieldEnergy, Schedule, perceptron
 from .gram import Gram, gram_matrix
@@ -31,6 +32,7 @@ __all__ = [
     "Gram",
     "HemisphereEntered",
     "Layer",
+    "MergeHistory",
     "Mixed",
     "PairMerged",
     "Plateau",
@@ -39,10 +41,12 @@ __all__ = [
     "Solution",
     "Space",
     "Sphere",
+    "Stage",
     "Status",
     "Stepper",
     "Stiff",
     "gram_matrix",
+    "merge_model",
     "observables",
     "perceptron",
     "simulate",
