@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import entries, flow, mixed, models, positions  # noqa: F401  (they fill the registry)
+from . import dynamics, entries, flow, mixed, models, positions  # noqa: F401  (they fill the registry)
 from .measure import MEMORY_UP_TO, ROUNDS, extra_memory, times
 from .registry import ENTRIES, Entry
 

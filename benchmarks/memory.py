@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from . import entries, flow, mixed, models, positions  # noqa: F401  (they fill the registry)
+from . import dynamics, entries, flow, mixed, models, positions  # noqa: F401  (they fill the registry)
 from .registry import ENTRIES, Inputs
 
 WARM = 64  # tokens of the run that loads code

@@ -1,4 +1,55 @@
 """Dynamics: tokens as interacting particles, depth as time.
 
-Here: ``theory``, every closed form with its source; ``observables``, streamed functions of a state.
+``simulate(Field(Attention(beta)), x0, times)`` runs tokens; spaces say where they live, steppers how they move, events what
+stops them. ``theory`` holds every closed form with its source, ``observables`` streamed functions of a state.
 """
+
+from . import observables, theory
+from .adaptive import Adaptive, Stiff
+from .clusters import MergeHistory, Stage, merge_model
+from .events import ClustersLeft, Event, GradientBelow, HemisphereEntered, PairMerged, Plateau
+from .fields import Field, FieldEnergy, Schedule, perceptron
+from .gram import Gram, gram_matrix
+from .simulate import Solution, simulate
+from .spaces import Circle, Euclidean, Rescaled, Space, Sphere
+from .status import Status
+from .steppers import RK4, Euler, EulerMaruyama, Layer, Stepper, stability_bound
+from .terms import Attention, Mixed
+
+__all__ = [
+    "RK4",
+    "Adaptive",
+    "Attention",
+    "Circle",
+    "ClustersLeft",
+    "Euclidean",
+    "Euler",
+    "EulerMaruyama",
+    "Event",
+    "Field",
+    "FieldEnergy",
+    "GradientBelow",
+    "Gram",
+    "HemisphereEntered",
+    "Layer",
+    "MergeHistory",
+    "Mixed",
+    "PairMerged",
+    "Plateau",
+    "Rescaled",
+    "Schedule",
+    "Solution",
+    "Space",
+    "Sphere",
+    "Stage",
+    "Status",
+    "Stepper",
+    "Stiff",
+    "gram_matrix",
+    "merge_model",
+    "observables",
+    "perceptron",
+    "simulate",
+    "stability_bound",
+    "theory",
+]

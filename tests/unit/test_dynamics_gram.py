@@ -1,0 +1,98 @@
+"""Gram matrices move as the particles they come from."""
+
+import pytest
+import torch
+
+from osmose.dynamics import (
+    RK4,
+    Adaptive,
+    Attention,
+    Euler,
+    Field,
+    GradientBelow,
+    Gram,
+    HemisphereEntered,
+    Layer,
+    PairMerged,
+    gram_matrix,
+    simulate,
+)
+from osmose.dynamics.observables import EnergyBalance, Observable, Recorder, order_parameter
+from osmose.tokens import Tokens
+
+from .test_dynamics_fields import F64, draw, sphere
+
+FIELDS = {
+    "SA": Field(Attention(3.0)),
+    "USA": Field(Attention(1.5, law="mean")),
+    "scaled": Field(Attention(9.0, law="mean", scaled=True)),
+    "heads": Field(Attention(3.0), Attention(-1.0, value=-0.3)),
+    "causal": Field(Attention(2.0, causal=True)),
+    "sigmoid": Field(Attention(2.0, kernel="sigmoid")),
+    "linear": Field(Attention(0.5, kernel="linear", law="mean")),
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("stepper", [Layer(0.5), Euler(0.25), Adaptive(1e-12)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_inner_products_are_those_of_the_particles(name, stepper, weighted):
+    x = sphere(2, 6, 9)
+    mass = torch.tensor([1.0, 2, 0.5, 1, 1, 3], dtype=F64)
+    tokens = Tokens.of(x, mass=mass) if weighted else None
+    options = {"stepper": stepper, "tokens": tokens}
+    particles = simulate(FIELDS[name], x, [0, 1.0, 2.0], **options).states
+    products = simulate(FIELDS[name], gram_matrix(x), [0, 1.0, 2.0], space=Gram(), **options).states
+    torch.testing.assert_close(products, particles @ particles.mT, rtol=0, atol=1e-11)
+
+
+def test_agreement_at_a_long_time():
+    x = sphere(8, 32)
+    field = Field(Attention(4.0))
+    particles = simulate(field, x, [0, 10.0], stepper=Adaptive(1e-13)).final
+    products = simulate(field, gram_matrix(x), [0, 10.0], space=Gram(), stepper=Adaptive(1e-13)).final
+    assert float((products - particles @ particles.mT).abs().max()) < 1e-11
+
+
+def test_batches_observables_and_events():
+    x = sphere(3, 6, 9)
+    field = Field(Attention(torch.tensor([0.0, 1.0, 5.0], dtype=F64)))
+    seen = []
+    for space, state in ((None, x), (Gram(), gram_matrix(x))):
+        recorder = Recorder([Observable("order", order_parameter)])
+        events = [
+            HemisphereEntered(margin=0.3, terminal=False),
+            PairMerged(distance=0.1),
+            GradientBelow(tolerance=0.2, terminal=False),
+        ]
+        out = simulate(field, state, [0, 0.5, 8.0], space=space, observe=recorder, events=events)
+        seen.append((out.results["order"], *out.events.values()))
+    for a, b in zip(*seen, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7, equal_nan=True)
+    assert torch.isfinite(seen[0][2]).all()
+    meter = Recorder([EnergyBalance(2.0)])
+    simulate(
+        Field(Attention(2.0)),
+        gram_matrix(x),
+        [k / 50 for k in range(51)],
+        space=Gram(),
+        stepper=RK4(0.02),
+        observe=meter,
+    )
+    assert float(meter.results()["energy_balance"]["residual"].abs().max()) < 1e-7
+
+
+def test_what_is_no_gram_matrix_or_sees_more():
+    x = sphere(4, 5)
+    with pytest.raises(ValueError, match="gram_matrix"):
+        simulate(FIELDS["SA"], x, [0, 1.0], space=Gram())
+    with pytest.raises(ValueError, match="least eigenvalue"):
+        simulate(FIELDS["SA"], 3 * torch.eye(4, dtype=F64) - 2, [0, 1.0], space=Gram())
+    for field in (
+        Field(Attention(1.0, query=draw(5, 5))),
+        Field(Attention(1.0, kernel="hardmax", itself=False)),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            simulate(field, gram_matrix(x), [0, 1.0], space=Gram())
+    with pytest.raises(ValueError, match="drift"):
+        simulate(Field(Attention(), drift=lambda x, t: x), gram_matrix(x), [0, 1.0], space=Gram())
