@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from osmose import laws
-from osmose.operators import Causal, Dense, Graph, LowRank, Pairwise, Shift, matrix_product, polynomial
+from osmose.operators import (
+    Causal,
+    Dense,
+    Graph,
+    Identity,
+    LowRank,
+    Pairwise,
+    Shift,
+    matrix_product,
+    polynomial,
+)
 from osmose.operators.causal import CausalLowRank
 from osmose.structure.graphs import rings
 from osmose.tokens import Tokens
@@ -120,11 +130,15 @@ def test_costs_are_linear():
 @pytest.mark.parametrize("law", ["sym", "flow", "sinkhorn"])
 def test_a_law_over_columns_refuses_a_causal_operator(law):
     causal = LowRank(X, X) * Causal(N)
-    for op in (causal, 2 * causal, causal + causal, Pairwise(X, X) * Causal(N)):
+    masked = (Pairwise(X, X) * Causal(N), Dense(X @ X.mT) * Causal(N), GRAPH * Causal(N))
+    beside = (causal + Identity(N), causal + Shift(N, -1), 0.5 * Identity(N) + masked[1])
+    for op in (causal, 2 * causal, causal + causal, *masked, *beside):
         with pytest.raises(ValueError, match=r"future leaks.*Take row, mean or none"):
             laws.LAWS[law](op)
     for name in ("none", "row", "mean"):
         laws.LAWS[name](causal)
+    for op in (Identity(N), causal + Shift(N, 1), causal + GRAPH, (Dense(X @ X.mT) * Causal(N)).mT):
+        assert not op.is_causal
 
 
 def test_a_causal_row_law_does_not_see_the_future():

@@ -83,6 +83,7 @@ class Operator(ABC):
 
     shape: torch.Size
     _like: Tensor
+    _causal: bool = False
     _hadamard_order: ClassVar[int] = 9
 
     @abstractmethod
@@ -114,7 +115,12 @@ class Operator(ABC):
     @property
     def is_causal(self) -> bool:
         """Whether, by its kind, a target takes from no later source; laws that use columns refuse it."""
-        return False
+        return self._causal
+
+    @property
+    def _sees_no_later(self) -> bool:
+        """Whether it leaves a causal operator causal when it is added to it; the identity does, and is none itself."""
+        return self.is_causal
 
     @property
     def mT(self) -> Operator:  # noqa: N802, torch's name

@@ -87,8 +87,13 @@ class Shift(Operator):
             reads = _inside_sets(reads, tokens)
         self.index, self.offset = reads, offsets
         self.size, self.out = sizes, outs
+        self._back = border == "zeros" and max(strides) == 1 and outs == sizes and max(offsets) <= 0
         self.shape = torch.Size((len(reads), torch.Size(sizes).numel()))
         self._like = torch.empty(0, dtype=dtype or torch.get_default_dtype(), device=reads.device)
+
+    @property
+    def _sees_no_later(self) -> bool:
+        return self._back
 
     def _matmul(self, v: Tensor) -> Tensor:
         read = v.index_select(-2, self.index.clamp(min=0))

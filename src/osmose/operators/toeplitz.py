@@ -99,6 +99,10 @@ class Toeplitz(Operator):
         return self._causal
 
     @property
+    def _sees_no_later(self) -> bool:
+        return self.high <= 0
+
+    @property
     def mT(self) -> Toeplitz:  # noqa: N802
         offsets = tuple(-d for d in self.offsets)
         return Toeplitz(
