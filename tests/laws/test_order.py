@@ -12,6 +12,7 @@ from osmose.operators import (
     LowRank,
     Pairwise,
     Shift,
+    Toeplitz,
     matrix_product,
     polynomial,
 )
@@ -118,6 +119,27 @@ def test_gradients_reach_what_operators_are_made_of():
         return causal @ v, causal.mT @ v, Shift(N, 2, dtype=F64) @ v, polynomial(LowRank(x, y), 2) @ v
 
     assert torch.autograd.gradcheck(run, (x, y, v))
+
+
+def test_products_of_different_sets_are_those_of_the_matrices():
+    """Tokens meet where both sides let them."""
+    pairs = Tokens.of(N, batch=torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 3]))
+    kernel = LowRank(X, X + 1, targets=SETS, sources=SETS)
+    across = LowRank(X, X + 1, targets=SETS, sources=pairs)
+    band = {"targets": pairs, "sources": pairs}
+    for a, b in (
+        (kernel, Toeplitz(torch.rand(3, dtype=F64), range(-1, 2), N, **band)),
+        (kernel, LowRank(X, X, **band)),
+        (kernel, Causal(N, tokens=pairs)),
+        (across, Causal(N)),
+        (kernel * Causal(N), LowRank(X, X, **band)),
+        (Causal(N, tokens=SETS, dtype=F64), Causal(N, tokens=pairs, dtype=F64)),
+    ):
+        product, wanted = a * b, a.to_dense() * b.to_dense()
+        torch.testing.assert_close(product.to_dense(), wanted)
+        torch.testing.assert_close(product @ torch.eye(N, dtype=F64), wanted)
+    empty = Tokens.of(0, batch=torch.zeros(0, dtype=torch.int64), num_sets=0)
+    assert (Causal(0, tokens=empty) @ torch.zeros(0, 2)).shape == (0, 2)
 
 
 def test_costs_are_linear():

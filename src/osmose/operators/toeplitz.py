@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..tokens import Tokens, check_pair
+from ..tokens import Tokens, check_pair, same_sets
 from .band import band_product, slices_product
 from .base import Cost, Operator, refuse_past_limit
 
@@ -151,6 +151,8 @@ class Toeplitz(Operator):
         from .low_rank import LowRank
 
         if not isinstance(other, LowRank) or not self.is_band:
+            return None
+        if not (same_sets(self.targets, other.targets) and same_sets(self.sources, other.sources)):
             return None
         # offsets of tokens that are packed on one side alone are not those of a window
         return Local(other, self) if self.slots is not None or not other._packed else None
