@@ -253,6 +253,7 @@ def test_a_layer_keeps_its_graph_and_makes_it_anew_when_it_changes():
         (lambda: MixedProduct(Attention(4, 2), Full(2, 4, 4), law="row"), "have a law already"),
         (lambda: Together(Own(), Taps(Kernel((2, 2)))), "on a line"),
         (lambda: layers.gat(2, 2)(torch.randn(3, 4, 2), edge_index=torch.zeros(2, 1, dtype=torch.int64)), "as PyG does"),
+        (lambda: Propagation(degree="in"), "degree is 'in'; expected one of own, received, given"),
         (lambda: Shifts([1, 1]), "each of them once"),
         (lambda: Shifts([]), "at least one"),
         (lambda: Full(1, 4, 6, groups=4), "expected a divisor of both"),
