@@ -40,8 +40,13 @@ def dense_limit(entries: int) -> Iterator[None]:
         _limit.reset(before)
 
 
+def within_limit(entries: int) -> bool:
+    """Whether :func:`dense_limit` allows so many entries."""
+    return entries <= _limit.get()
+
+
 def refuse_past_limit(entries: int, part: str, advice: str) -> None:
-    if entries > _limit.get():
+    if not within_limit(entries):
         raise DenseLimitError(
             f"{part} would need {entries:,} matrix entries; the limit is {_limit.get():,}. {advice} "
             f"Or allow it: with osmose.operators.dense_limit({entries}): ..."
