@@ -411,3 +411,18 @@ def test_a_node_of_mass_0_is_absent_from_a_graph_layer(name):
     few = Tokens.of(5, mass=mass[there])
     want = layer(x[there], sources=few, targets=few, **rest)
     torch.testing.assert_close(got[there], want)
+
+
+@pytest.mark.parametrize("name", [name for name in GRAPH_LAYERS if name not in ("gat", "graph transformer")])
+def test_a_graph_layer_takes_a_mass_for_every_batch_entry(name):
+    layer = GRAPH_LAYERS[name]()
+    edges = torch.tensor([[0, 1, 2, 0], [1, 2, 0, 2]])
+    given = {"edge_index": edges, "edge_type": edges.sum(0) % 2, "edge_attr": torch.rand(4, 2, dtype=F64)}
+    given = {key: value for key, value in given.items() if key in layer.structure.takes()}
+    x, mass = torch.randn(4, 3, 3, dtype=F64), torch.rand(4, 3, dtype=F64)
+    several = [Tokens(3, mass), *(Tokens(3, m) for m in mass)]
+    together, *alone = (
+        layer(points, sources=tokens, targets=tokens, **given)
+        for points, tokens in zip([x, *x], several, strict=True)
+    )
+    torch.testing.assert_close(together, torch.stack(alone))

@@ -246,9 +246,9 @@ class Gaussians(Structure):
         graph = adjacency(edge_index, None, n, dtype=x.dtype)
         off = (edge_attr - self.centre[:, None]).square() / (self.eps + self.width[:, None].square())
         arrived = graph @ mass_of(sources or Tokens(n), x).unsqueeze(-1)
-        share = reciprocal(arrived)[edge_index[1], 0].to(x.dtype)
-        weights = (-0.5 * off.sum(-1)).exp() * share
-        heads = [laws.none(graph.with_weight(w), sources=sources, targets=targets) for w in weights]
+        share = reciprocal(arrived)[..., edge_index[1], 0].to(x.dtype)
+        weights = (-0.5 * off.sum(-1)).exp()
+        heads = [laws.none(graph.with_weight(w * share), sources=sources, targets=targets) for w in weights]
         return Given([*heads, _own(x, sources, targets)])
 
 
