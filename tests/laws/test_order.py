@@ -176,6 +176,8 @@ def test_offsets_outside_the_length_are_refused():
         Shift(N, 9)
     with pytest.raises(ValueError, match="numbers of axes"):
         Shift((3, 3), 1)
+    with pytest.raises(ValueError, match=r"stride is \(0,\); expected 1 or more"):
+        Shift(N, 1, stride=0)
     with pytest.raises(ValueError, match="border is 'wrap'"):
         Shift(N, 1, border="wrap")
     with pytest.raises(ValueError, match="packed tokens go with a line"):

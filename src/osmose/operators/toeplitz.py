@@ -57,12 +57,19 @@ class Toeplitz(Operator):
         sources: Tokens | None = None,
         method: Method = "auto",
     ):
-        offsets = tuple(int(d) for d in offsets)
-        if not offsets or len(set(offsets)) < len(offsets) or coefficients.shape[-1:] != (len(offsets),):
+        offsets = tuple(offsets)
+        whole = all(int(d) == d for d in offsets)
+        if (
+            not whole
+            or not offsets
+            or len(set(offsets)) < len(offsets)
+            or coefficients.shape[-1:] != (len(offsets),)
+        ):
             raise ValueError(
                 f"Toeplitz: coefficients of shape {tuple(coefficients.shape)} for the offsets {offsets[:9]}; expected "
                 "distinct integers source - target, and a coefficient for each."
             )
+        offsets = tuple(int(d) for d in offsets)
         if method not in get_args(Method):
             raise ValueError(
                 f"Toeplitz: method is {method!r}; expected one of {', '.join(get_args(Method))}."
