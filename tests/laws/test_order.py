@@ -171,6 +171,15 @@ def test_a_causal_row_law_does_not_see_the_future():
     torch.testing.assert_close(out[0][:6], out[1][:6], rtol=0, atol=0)
 
 
+def test_a_product_of_two_keeps_its_precision_between_them():
+    edges = torch.stack([torch.arange(N).repeat(N), torch.arange(N).repeat_interleave(N)])
+    graph = Graph(edges, torch.rand(N * N, dtype=torch.bfloat16), N)
+    for op in (matrix_product(graph, graph), polynomial(graph, 2)):
+        assert (op @ torch.ones(N, 1, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    wide = graph.to_dense().float()
+    torch.testing.assert_close(matrix_product(graph, graph).row_sum(), (wide @ wide).sum(-1))
+
+
 def test_offsets_outside_the_length_are_refused():
     with pytest.raises(ValueError, match=r"offset 9 no target reads any of the 9 sources.*-8 to 8"):
         Shift(N, 9)
