@@ -14,7 +14,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +28,6 @@ from ...operators.local import CHUNK
 from ...operators.toeplitz import dense_toeplitz
 from ...tokens import Tokens
 from .base import Position
-
-if TYPE_CHECKING:
-    pass
 
 FORMED = 2**20  # entries of a head up to which a kernel without a linear form is formed and kept
 
