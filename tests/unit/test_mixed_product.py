@@ -319,7 +319,8 @@ def test_layers_that_only_look_like_a_known_one_are_refused():
         (lambda: pyg.GATConv(3, 2, aggr="mean"), "aggr='mean'"),
         (lambda: pyg.TransformerConv(3, 2, aggr="mean"), "aggr='mean'"),
         (lambda: pyg.SAGEConv(3, 2, flow="target_to_source"), "flow='target_to_source'"),
-        (lambda: pyg.GATConv((3, 5), 2), "from 3 to 5 channels has two kinds of nodes"),
+        (lambda: pyg.SAGEConv((3, 5), 2), r"in_channels=\(3, 5\) has two kinds of nodes"),
+        (lambda: pyg.GATConv((3, 3), 2), "two kinds of nodes"),
         (lambda: pyg.GCNConv(-1, 2), "call it once, then convert it"),
         (lambda: nn.LazyLinear(2), "call it once, then convert it"),
     ):
