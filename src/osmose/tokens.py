@@ -258,6 +258,12 @@ def check_pair(what: str, targets: Tokens | None, sources: Tokens | None, n: int
         )
 
 
+def same_sets(*sides: Tokens | None) -> bool:
+    """Whether those of them that are packed hold the same tokens in the same sets."""
+    batches = [t.batch for t in sides if t is not None and t.batch is not None]
+    return all(b is batches[0] or torch.equal(b, batches[0]) for b in batches[1:])
+
+
 def _mass_of_mask(mask: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         raise TypeError(

@@ -4,7 +4,18 @@ import pytest
 import torch
 
 from osmose import laws
-from osmose.operators import Causal, Dense, Graph, LowRank, Pairwise, Shift, matrix_product, polynomial
+from osmose.operators import (
+    Causal,
+    Dense,
+    Graph,
+    Identity,
+    LowRank,
+    Pairwise,
+    Shift,
+    Toeplitz,
+    matrix_product,
+    polynomial,
+)
 from osmose.operators.causal import CausalLowRank
 from osmose.structure.graphs import rings
 from osmose.tokens import Tokens
@@ -110,6 +121,27 @@ def test_gradients_reach_what_operators_are_made_of():
     assert torch.autograd.gradcheck(run, (x, y, v))
 
 
+def test_products_of_different_sets_are_those_of_the_matrices():
+    """Tokens meet where both sides let them."""
+    pairs = Tokens.of(N, batch=torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 3]))
+    kernel = LowRank(X, X + 1, targets=SETS, sources=SETS)
+    across = LowRank(X, X + 1, targets=SETS, sources=pairs)
+    band = {"targets": pairs, "sources": pairs}
+    for a, b in (
+        (kernel, Toeplitz(torch.rand(3, dtype=F64), range(-1, 2), N, **band)),
+        (kernel, LowRank(X, X, **band)),
+        (kernel, Causal(N, tokens=pairs)),
+        (across, Causal(N)),
+        (kernel * Causal(N), LowRank(X, X, **band)),
+        (Causal(N, tokens=SETS, dtype=F64), Causal(N, tokens=pairs, dtype=F64)),
+    ):
+        product, wanted = a * b, a.to_dense() * b.to_dense()
+        torch.testing.assert_close(product.to_dense(), wanted)
+        torch.testing.assert_close(product @ torch.eye(N, dtype=F64), wanted)
+    empty = Tokens.of(0, batch=torch.zeros(0, dtype=torch.int64), num_sets=0)
+    assert (Causal(0, tokens=empty) @ torch.zeros(0, 2)).shape == (0, 2)
+
+
 def test_costs_are_linear():
     for name in ("shift", "shift of a kernel", "causal", "causal low rank", "causal product"):
         assert not CASES[name]()[0].cost().quadratic, name
@@ -120,11 +152,15 @@ def test_costs_are_linear():
 @pytest.mark.parametrize("law", ["sym", "flow", "sinkhorn"])
 def test_a_law_over_columns_refuses_a_causal_operator(law):
     causal = LowRank(X, X) * Causal(N)
-    for op in (causal, 2 * causal, causal + causal, Pairwise(X, X) * Causal(N)):
+    masked = (Pairwise(X, X) * Causal(N), Dense(X @ X.mT) * Causal(N), GRAPH * Causal(N))
+    beside = (causal + Identity(N), causal + Shift(N, -1), 0.5 * Identity(N) + masked[1])
+    for op in (causal, 2 * causal, causal + causal, *masked, *beside):
         with pytest.raises(ValueError, match=r"future leaks.*Take row, mean or none"):
             laws.LAWS[law](op)
     for name in ("none", "row", "mean"):
         laws.LAWS[name](causal)
+    for op in (Identity(N), causal + Shift(N, 1), causal + GRAPH, (Dense(X @ X.mT) * Causal(N)).mT):
+        assert not op.is_causal
 
 
 def test_a_causal_row_law_does_not_see_the_future():
@@ -135,11 +171,22 @@ def test_a_causal_row_law_does_not_see_the_future():
     torch.testing.assert_close(out[0][:6], out[1][:6], rtol=0, atol=0)
 
 
+def test_a_product_of_two_keeps_its_precision_between_them():
+    edges = torch.stack([torch.arange(N).repeat(N), torch.arange(N).repeat_interleave(N)])
+    graph = Graph(edges, torch.rand(N * N, dtype=torch.bfloat16), N)
+    for op in (matrix_product(graph, graph), polynomial(graph, 2)):
+        assert (op @ torch.ones(N, 1, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    wide = graph.to_dense().float()
+    torch.testing.assert_close(matrix_product(graph, graph).row_sum(), (wide @ wide).sum(-1))
+
+
 def test_offsets_outside_the_length_are_refused():
     with pytest.raises(ValueError, match=r"offset 9 no target reads any of the 9 sources.*-8 to 8"):
         Shift(N, 9)
     with pytest.raises(ValueError, match="numbers of axes"):
         Shift((3, 3), 1)
+    with pytest.raises(ValueError, match=r"stride is \(0,\); expected 1 or more"):
+        Shift(N, 1, stride=0)
     with pytest.raises(ValueError, match="border is 'wrap'"):
         Shift(N, 1, border="wrap")
     with pytest.raises(ValueError, match="packed tokens go with a line"):

@@ -247,6 +247,7 @@ def test_empty_sides():
     ("make", "says"),
     [
         (lambda: Toeplitz(torch.ones(2), [0, 0], 3), "distinct integers"),
+        (lambda: Toeplitz(torch.ones(2), [0, 1.5], 3), r"\(0, 1.5\); expected distinct integers"),
         (lambda: Toeplitz(torch.ones(2), [0], 3), "a coefficient for each"),
         (lambda: Toeplitz(torch.ones(1), [0], 3, method="conv"), "expected one of auto, band"),
         (lambda: Toeplitz(torch.ones(1), [0], 3, sources=Tokens.of(4)), "describe 4 tokens"),

@@ -212,6 +212,8 @@ def test_bad_input_is_named() -> None:
         identify(nn.Conv1d(2, 2, 9), 3)
     with pytest.raises(ValueError, match="length is 0"):
         identify(nn.Linear(2, 2), 0)
+    with pytest.raises(ValueError, match=r"tolerance is -1; expected a share in \[0, 1\)"):
+        identify(nn.Linear(2, 2), 4, tolerance=-1)
     with pytest.raises(ValueError, match="channels is 0"):
         identify(nn.Linear(2, 2), 4, 0)
     with pytest.raises(ValueError, match="expected a float tensor"):

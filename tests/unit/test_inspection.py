@@ -20,6 +20,7 @@ from osmose.mixers import MIXERS
 from osmose.models import DIFFormer, LanguageModel, SequenceClassifier, VisionClassifier
 from osmose.models.difformer import DIFFormerConv
 from osmose.nn import MultiheadMixer
+from osmose.nn.mixed import layers
 from osmose.operators import DenseLimitError, Operator, dense_limit
 from osmose.tokens import Tokens
 
@@ -159,6 +160,8 @@ def test_a_layer_that_drops_at_random_is_refused():
         jacobian(mix, points().float())
     with pytest.raises(ValueError, match="is a Linear"):
         jacobian(nn.Linear(3, 3), points())
+    with pytest.raises(ValueError, match=r"is a MixedProduct.*layer\.family\(x\)"):
+        structure(layers.attention(E, H), points())
 
 
 def test_large_matrices_are_refused_with_the_way_by_rows():

@@ -253,6 +253,7 @@ def test_a_layer_keeps_its_graph_and_makes_it_anew_when_it_changes():
         (lambda: MixedProduct(Attention(4, 2), Full(2, 4, 4), law="row"), "have a law already"),
         (lambda: Together(Own(), Taps(Kernel((2, 2)))), "on a line"),
         (lambda: layers.gat(2, 2)(torch.randn(3, 4, 2), edge_index=torch.zeros(2, 1, dtype=torch.int64)), "as PyG does"),
+        (lambda: Propagation(degree="in"), "degree is 'in'; expected one of own, received, given"),
         (lambda: Shifts([1, 1]), "each of them once"),
         (lambda: Shifts([]), "at least one"),
         (lambda: Full(1, 4, 6, groups=4), "expected a divisor of both"),
@@ -318,7 +319,8 @@ def test_layers_that_only_look_like_a_known_one_are_refused():
         (lambda: pyg.GATConv(3, 2, aggr="mean"), "aggr='mean'"),
         (lambda: pyg.TransformerConv(3, 2, aggr="mean"), "aggr='mean'"),
         (lambda: pyg.SAGEConv(3, 2, flow="target_to_source"), "flow='target_to_source'"),
-        (lambda: pyg.GATConv((3, 5), 2), "from 3 to 5 channels has two kinds of nodes"),
+        (lambda: pyg.SAGEConv((3, 5), 2), r"in_channels=\(3, 5\) has two kinds of nodes"),
+        (lambda: pyg.GATConv((3, 3), 2), "two kinds of nodes"),
         (lambda: pyg.GCNConv(-1, 2), "call it once, then convert it"),
         (lambda: nn.LazyLinear(2), "call it once, then convert it"),
     ):
@@ -410,3 +412,18 @@ def test_a_node_of_mass_0_is_absent_from_a_graph_layer(name):
     few = Tokens.of(5, mass=mass[there])
     want = layer(x[there], sources=few, targets=few, **rest)
     torch.testing.assert_close(got[there], want)
+
+
+@pytest.mark.parametrize("name", [name for name in GRAPH_LAYERS if name not in ("gat", "graph transformer")])
+def test_a_graph_layer_takes_a_mass_for_every_batch_entry(name):
+    layer = GRAPH_LAYERS[name]()
+    edges = torch.tensor([[0, 1, 2, 0], [1, 2, 0, 2]])
+    given = {"edge_index": edges, "edge_type": edges.sum(0) % 2, "edge_attr": torch.rand(4, 2, dtype=F64)}
+    given = {key: value for key, value in given.items() if key in layer.structure.takes()}
+    x, mass = torch.randn(4, 3, 3, dtype=F64), torch.rand(4, 3, dtype=F64)
+    several = [Tokens(3, mass), *(Tokens(3, m) for m in mass)]
+    together, *alone = (
+        layer(points, sources=tokens, targets=tokens, **given)
+        for points, tokens in zip([x, *x], several, strict=True)
+    )
+    torch.testing.assert_close(together, torch.stack(alone))

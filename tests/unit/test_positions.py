@@ -385,6 +385,18 @@ def test_blocks_pass_it_to_their_self_attention():
     assert decoder(x, memory).shape == x.shape
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("position", ["shift-score", "relative", "t5"])
+def test_a_batch_too_large_to_be_formed_takes_the_linear_form(position, packed):
+    module = module_of("diffusion", position)
+    x = points(3 * N) if packed else points(3, N)
+    tokens = Tokens.of(3 * N, batch=torch.arange(3 * N) % 3) if packed else None
+    formed, _ = module.attend(x, x, x, targets=tokens, sources=tokens)
+    with dense_limit(H * N * N):  # one of the three
+        linear, _ = module.attend(x, x, x, targets=tokens, sources=tokens)
+    torch.testing.assert_close(linear, formed)
+
+
 @pytest.mark.parametrize("position", ["shift", "shift-mixture", "short-conv", "fixed-shift"])
 def test_steps_of_any_number_of_tokens_equal_one_call(position):
     """No tokens too, also after some: the state then is the one before."""

@@ -122,6 +122,8 @@ def identify(
         raise ValueError(
             f"identify: length is {length}; expected a positive integer, or one for each of 1 to 3 axes."
         )
+    if tolerance is not None and not 0 <= tolerance < 1:
+        raise ValueError(f"identify: tolerance is {tolerance}; expected a share in [0, 1).")
     probe = _Probe(module, sizes, _channels(module, channels), layout or _layout(module), dtype)
     superposition = _superposition(probe, seed, tolerance)
     tolerance = probe.tolerance if tolerance is None else tolerance

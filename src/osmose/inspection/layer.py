@@ -48,6 +48,7 @@ def structure(
     key = query if key is None else key
     if isinstance(layer, DIFFormerConv):
         return layer.attention(query, None if key is query else key, **call)
+    _check("structure", layer)
     seen: list[AttentionCall] = []
     mixer = as_mixer(layer)
     with _mixer_calls(mixer, seen.append, mixer):
@@ -182,10 +183,7 @@ def _copies(
     layer: Layer, x: Tensor, call: dict[str, Any]
 ) -> tuple[MultiheadMixer, Callable[[int], dict[str, Any]]]:
     """The layer as a mixer in evaluation, and its call for c copies of the input in front of the batch."""
-    if not isinstance(layer, Layer):
-        raise ValueError(
-            f"operator and jacobian: the layer is a {type(layer).__name__}; expected MultiheadMixer or nn.MultiheadAttention."
-        )
+    _check("operator and jacobian", layer)
     mixer = as_mixer(layer)
     if mixer.training and mixer.dropout > 0:
         raise ValueError(
@@ -209,6 +207,14 @@ def _copies(
         return out
 
     return mixer, copy
+
+
+def _check(what: str, layer: nn.Module) -> None:
+    if not isinstance(layer, Layer):
+        raise ValueError(
+            f"{what}: the layer is a {type(layer).__name__}; expected MultiheadMixer or nn.MultiheadAttention. The operators of "
+            "a MixedProduct are layer.family(x)."
+        )
 
 
 def _at_once(mixer: MultiheadMixer) -> int:

@@ -50,7 +50,11 @@ class Sum(Operator):
 
     @property
     def is_causal(self) -> bool:
-        return all(term.is_causal for term in self.terms)
+        return any(term.is_causal for term in self.terms) and self._sees_no_later
+
+    @property
+    def _sees_no_later(self) -> bool:
+        return all(term._sees_no_later for term in self.terms)
 
     @property
     def mT(self) -> Operator:  # noqa: N802
@@ -153,6 +157,10 @@ class Scaled(Operator):
         return self.inner.is_causal
 
     @property
+    def _sees_no_later(self) -> bool:
+        return self.inner._sees_no_later
+
+    @property
     def mT(self) -> Operator:  # noqa: N802
         return Scaled(self.inner.mT, self.right, self.left, self.scalar)
 
@@ -229,6 +237,8 @@ def hadamard(a: Operator, b: Operator) -> Operator:
     for one, other in ((first, second), (second, first)):
         product = one._hadamard(other)
         if product is not None:
+            if (a.is_causal or b.is_causal) and type(product).is_causal is Operator.is_causal:
+                product._causal = True  # a matrix or a graph under a mask
             return product
     return Hadamard(a, b)
 

@@ -40,8 +40,13 @@ def dense_limit(entries: int) -> Iterator[None]:
         _limit.reset(before)
 
 
+def within_limit(entries: int) -> bool:
+    """Whether :func:`dense_limit` allows so many entries."""
+    return entries <= _limit.get()
+
+
 def refuse_past_limit(entries: int, part: str, advice: str) -> None:
-    if entries > _limit.get():
+    if not within_limit(entries):
         raise DenseLimitError(
             f"{part} would need {entries:,} matrix entries; the limit is {_limit.get():,}. {advice} "
             f"Or allow it: with osmose.operators.dense_limit({entries}): ..."
@@ -83,6 +88,7 @@ class Operator(ABC):
 
     shape: torch.Size
     _like: Tensor
+    _causal: bool = False
     _hadamard_order: ClassVar[int] = 9
 
     @abstractmethod
@@ -114,7 +120,12 @@ class Operator(ABC):
     @property
     def is_causal(self) -> bool:
         """Whether, by its kind, a target takes from no later source; laws that use columns refuse it."""
-        return False
+        return self._causal
+
+    @property
+    def _sees_no_later(self) -> bool:
+        """Whether it leaves a causal operator causal when it is added to it; the identity does, and is none itself."""
+        return self.is_causal
 
     @property
     def mT(self) -> Operator:  # noqa: N802, torch's name

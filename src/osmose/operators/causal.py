@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..tokens import Tokens, check_pair
+from ..tokens import Tokens, check_pair, same_sets
 from .base import Cost, Operator
 from .low_rank import LowRank
 
@@ -53,7 +53,7 @@ class Causal(Operator):
         return self._by_set(u, lambda part: part.flip(-2).cumsum(-2).flip(-2))
 
     def _by_set(self, x: Tensor, run) -> Tensor:
-        if self.tokens is None:
+        if self.tokens is None or not self.tokens.num_sets:
             return run(x)
         parts = self.tokens.sort(x).split(self.tokens.sizes.tolist(), -2)
         return self.tokens.unsort(torch.cat([run(part) for part in parts], -2))
@@ -65,6 +65,8 @@ class Causal(Operator):
         return earlier.to(self.dtype)
 
     def _hadamard(self, other: Operator) -> Operator | None:
+        if not _one_order(self.tokens, other):
+            return None
         if isinstance(other, Causal):
             return other if self.tokens is None else self
         if isinstance(other, CausalLowRank):
@@ -144,7 +146,7 @@ class CausalLowRank(Operator):
         return torch.where(keep, values, 0.0)
 
     def _hadamard(self, other: Operator) -> Operator | None:
-        if not isinstance(other, LowRank | CausalLowRank):
+        if not isinstance(other, LowRank | CausalLowRank) or not _one_order(self.tokens, other):
             return None
         kernel = LowRank(self.left, self.right).khatri_rao(LowRank(other.left, other.right))
         own = self.tokens is not None and self.tokens.packed
@@ -161,6 +163,13 @@ class CausalLowRank(Operator):
 
     def _name(self) -> str:
         return f"CausalLowRank[{self.left.shape[-1]}]"
+
+
+def _one_order(tokens: Tokens | None, other: Operator) -> bool:
+    """Whether the sets of an operator are those of ``tokens`` on both of its sides."""
+    if isinstance(other, LowRank):
+        return same_sets(tokens, other.targets, other.sources)
+    return not isinstance(other, Causal | CausalLowRank) or same_sets(tokens, other.tokens)
 
 
 def prefix_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -50,6 +50,10 @@ class Identity(Operator):
     def mT(self) -> Operator:  # noqa: N802
         return self
 
+    @property
+    def _sees_no_later(self) -> bool:
+        return True
+
     def _matmul(self, v: Tensor) -> Tensor:
         return v
 

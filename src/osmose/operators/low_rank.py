@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..tokens import Tokens, check_pair
+from ..tokens import Tokens, check_pair, same_sets
 from .base import Cost, Operator
 
 
@@ -55,7 +55,10 @@ class LowRank(Operator):
         return _inside_sets(out, i[:, None], j[None, :], self.targets, self.sources)
 
     def _hadamard(self, other: Operator) -> Operator | None:
-        return self.khatri_rao(other) if isinstance(other, LowRank) else None
+        if not isinstance(other, LowRank):
+            return None
+        alike = same_sets(self.targets, other.targets) and same_sets(self.sources, other.sources)
+        return self.khatri_rao(other) if alike else None
 
     def khatri_rao(self, other: LowRank) -> LowRank:
         """The entrywise product of two low-rank operators: rank r s, features are products of features."""

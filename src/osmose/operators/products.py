@@ -21,13 +21,15 @@ def matrix_product(a: Operator, b: Operator) -> Operator:
         raise ValueError(
             f"matrix_product: {a!r} takes from {a.shape[-1]} places and {b!r} gives to {b.shape[-2]}; expected the same number."
         )
+    dtype = _common_dtype(a, b)
+    wide = torch.promote_types(dtype, torch.float32)  # between the factors too
     return LinearMap(
-        lambda v: a._matmul(b._matmul(v)),
+        lambda v: a._matmul(b._matmul(v.to(wide))),
         a.shape[-2],
         b.shape[-1],
-        transposed=lambda u: b._rmatmul(a._rmatmul(u)),
+        transposed=lambda u: b._rmatmul(a._rmatmul(u.to(wide))),
         lead=tuple(torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])),
-        dtype=_common_dtype(a, b),
+        dtype=dtype,
         device=a.device,
         cost=a.cost() + b.cost(),
     )

@@ -37,7 +37,7 @@ class Shift(Operator):
     Time n a column, nothing held but n indices. The entrywise product with any operator is as cheap as a product.
 
     Raises:
-        ValueError: numbers of axes that differ, an unknown border, an offset so far out that no target reads anything.
+        ValueError: numbers of axes that differ, an unknown border, a stride below 1, an offset so far out that no target reads anything.
 
     The opposite sign, offset = target minus source, is that of 1905.01289.
     """
@@ -66,6 +66,8 @@ class Shift(Operator):
                 f"Shift: size {sizes}, offset {offsets} and stride {strides} have different numbers of axes; expected one "
                 "entry of each for every axis."
             )
+        if min(strides) < 1:
+            raise ValueError(f"Shift: stride is {strides}; expected 1 or more on every axis.")
         outs = tuple(-(-m // s) for m, s in zip(sizes, strides, strict=True)) if out is None else _axes(out)
         device = tokens.batch.device if tokens is not None and tokens.batch is not None else device
         reads = torch.zeros((), dtype=torch.int64, device=device)
@@ -87,8 +89,13 @@ class Shift(Operator):
             reads = _inside_sets(reads, tokens)
         self.index, self.offset = reads, offsets
         self.size, self.out = sizes, outs
+        self._back = border == "zeros" and max(strides) == 1 and outs == sizes and max(offsets) <= 0
         self.shape = torch.Size((len(reads), torch.Size(sizes).numel()))
         self._like = torch.empty(0, dtype=dtype or torch.get_default_dtype(), device=reads.device)
+
+    @property
+    def _sees_no_later(self) -> bool:
+        return self._back
 
     def _matmul(self, v: Tensor) -> Tensor:
         read = v.index_select(-2, self.index.clamp(min=0))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..tokens import Tokens, check_pair
+from ..tokens import Tokens, check_pair, same_sets
 from .band import band_product, slices_product
 from .base import Cost, Operator, refuse_past_limit
 
@@ -57,12 +57,19 @@ class Toeplitz(Operator):
         sources: Tokens | None = None,
         method: Method = "auto",
     ):
-        offsets = tuple(int(d) for d in offsets)
-        if not offsets or len(set(offsets)) < len(offsets) or coefficients.shape[-1:] != (len(offsets),):
+        offsets = tuple(offsets)
+        whole = all(int(d) == d for d in offsets)
+        if (
+            not whole
+            or not offsets
+            or len(set(offsets)) < len(offsets)
+            or coefficients.shape[-1:] != (len(offsets),)
+        ):
             raise ValueError(
                 f"Toeplitz: coefficients of shape {tuple(coefficients.shape)} for the offsets {offsets[:9]}; expected "
                 "distinct integers source - target, and a coefficient for each."
             )
+        offsets = tuple(int(d) for d in offsets)
         if method not in get_args(Method):
             raise ValueError(
                 f"Toeplitz: method is {method!r}; expected one of {', '.join(get_args(Method))}."
@@ -97,6 +104,10 @@ class Toeplitz(Operator):
     @property
     def is_causal(self) -> bool:
         return self._causal
+
+    @property
+    def _sees_no_later(self) -> bool:
+        return self.high <= 0
 
     @property
     def mT(self) -> Toeplitz:  # noqa: N802
@@ -147,6 +158,8 @@ class Toeplitz(Operator):
         from .low_rank import LowRank
 
         if not isinstance(other, LowRank) or not self.is_band:
+            return None
+        if not (same_sets(self.targets, other.targets) and same_sets(self.sources, other.sources)):
             return None
         # offsets of tokens that are packed on one side alone are not those of a window
         return Local(other, self) if self.slots is not None or not other._packed else None

@@ -22,7 +22,8 @@ def from_torch(module: nn.Module) -> MixedProduct:
 
     Takes of torch: Linear, Conv1d to 3d, ConvTranspose1d to 3d, AvgPool1d to 3d, MultiheadAttention. Of PyG: GCNConv, ChebConv,
     TAGConv, SAGEConv, RGCNConv, GMMConv, GATConv, TransformerConv. Tokens are channels last here: a convolution takes
-    ``(..., n, C)`` where torch's takes ``(..., C, n)``.
+    ``(..., n, C)`` where torch's takes ``(..., C, n)``; and the batch comes first: attention takes ``(B, n, E)`` whatever its
+    ``batch_first``.
 
     Raises:
         TypeError: a layer of another kind, or of a subclass that computes something else.
@@ -104,19 +105,17 @@ def _refuse(module: nn.Module, **unsupported: tuple[Any, Any]) -> None:
             )
 
 
-def _refuse_unready(module: nn.Module) -> None:
+def _refuse_unready(module: Any) -> None:
     """A lazy layer that has not been called, or a layer of PyG between two kinds of nodes, or against the edges."""
     if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
         raise ValueError(
             f"from_torch: {type(module).__name__} has no parameters yet; call it once, then convert it."
         )
-    if isinstance(getattr(module, "in_channels", None), tuple):
-        channels = module.in_channels
-        if channels[0] != channels[1]:  # type: ignore[index]
-            raise ValueError(
-                f"from_torch: {type(module).__name__} from {channels[0]} to {channels[1]} channels has two kinds of nodes; expected "  # type: ignore[index]
-                "one number of in_channels."
-            )
+    channels = getattr(module, "in_channels", None)
+    if isinstance(channels, tuple):
+        raise ValueError(
+            f"from_torch: {type(module).__name__} with in_channels={channels} has two kinds of nodes; expected one number."
+        )
     if hasattr(module, "flow"):
         _refuse(module, flow=(module.flow, "source_to_target"))
 

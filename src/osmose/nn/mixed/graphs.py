@@ -8,7 +8,7 @@ from __future__ import annotations
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from ...tokens import Tokens
 from .product import Structure
 
 Made = TypeVar("Made")
+Degree = Literal["own", "received", "given"]
 
 
 class GraphStructure(Structure):
@@ -69,17 +70,23 @@ def _weighted(*sides: Tokens | None) -> bool:
 
 
 class Propagation(GraphStructure):
-    """GCN's one operator: ``D^-1/2 (A + I) D^-1/2``, the law ``sym``.
+    """GCN's one operator: ``D^-1/2 (A + I) D^-1/2``, on an undirected graph the law ``sym``.
 
     Args:
-        self_loops: add a loop of weight 1 to every node that has none.
+        self_loops: add a loop of weight 1 to every node that has none; None takes away those that there are.
+        degree: of a directed graph, at both ends of an edge: what a node has ``received`` (PyG's GCN and TAG), has ``given``
+            (PyG's Cheb), or ``own``, what its end of the edge says, which is the law ``sym``.
     """
 
     count = 1
 
-    def __init__(self, self_loops: bool = True):
+    def __init__(self, self_loops: bool | None = True, degree: Degree = "own"):
         super().__init__()
-        self.self_loops = self_loops
+        if degree not in get_args(Degree):
+            raise ValueError(
+                f"{type(self).__name__}: degree is {degree!r}; expected one of {', '.join(get_args(Degree))}."
+            )
+        self.self_loops, self.degree = self_loops, degree
 
     def forward(
         self,
@@ -92,8 +99,18 @@ class Propagation(GraphStructure):
         n = x.shape[-2]
 
         def make() -> Operator:
-            graph = adjacency(edge_index, edge_weight, n, self_loops=self.self_loops, dtype=x.dtype)
-            return laws.sym(graph, sources=sources, targets=targets)
+            edges, weight = edge_index, edge_weight
+            if self.self_loops is None:
+                keep = edges[0] != edges[1]
+                edges, weight = edges[:, keep], None if weight is None else weight[keep]
+            graph = adjacency(edges, weight, n, self_loops=bool(self.self_loops), dtype=x.dtype)
+            if self.degree == "own":
+                return laws.sym(graph, sources=sources, targets=targets)
+            received = self.degree == "received"
+            side = (sources if received else targets) or Tokens(n)
+            total = (graph if received else graph.mT) @ mass_of(side, x).unsqueeze(-1)
+            scale = reciprocal(total.squeeze(-1), 0.5)
+            return laws.none(graph.scale(scale, scale), sources=sources, targets=targets)
 
         weighted = _weighted(sources, targets)
         return self.of(make() if weighted else self.once(make, n, x, edge_index, edge_weight))
@@ -106,8 +123,8 @@ class Propagation(GraphStructure):
 class Powers(Propagation):
     """``S^k`` for k = 0 .. K-1 of the symmetric propagation without self loops (TAG)."""
 
-    def __init__(self, count: int, self_loops: bool = False):
-        super().__init__(self_loops)
+    def __init__(self, count: int, self_loops: bool = False, degree: Degree = "own"):
+        super().__init__(self_loops, degree)
         self.count = count
 
     def of(self, operator: Operator) -> Family:
@@ -120,10 +137,11 @@ class Chebyshev(Propagation):
     Args:
         count: K.
         largest_eigenvalue: lambda_max, at most 2.
+        degree: as for :class:`Propagation`. Loops do not count.
     """
 
-    def __init__(self, count: int, largest_eigenvalue: float = 2.0):
-        super().__init__(self_loops=False)
+    def __init__(self, count: int, largest_eigenvalue: float = 2.0, degree: Degree = "own"):
+        super().__init__(None, degree)
         self.count, self.largest_eigenvalue = count, largest_eigenvalue
 
     def of(self, operator: Operator) -> Family:
@@ -228,9 +246,9 @@ class Gaussians(Structure):
         graph = adjacency(edge_index, None, n, dtype=x.dtype)
         off = (edge_attr - self.centre[:, None]).square() / (self.eps + self.width[:, None].square())
         arrived = graph @ mass_of(sources or Tokens(n), x).unsqueeze(-1)
-        share = reciprocal(arrived)[edge_index[1], 0].to(x.dtype)
-        weights = (-0.5 * off.sum(-1)).exp() * share
-        heads = [laws.none(graph.with_weight(w), sources=sources, targets=targets) for w in weights]
+        share = reciprocal(arrived)[..., edge_index[1], 0].to(x.dtype)
+        weights = (-0.5 * off.sum(-1)).exp()
+        heads = [laws.none(graph.with_weight(w * share), sources=sources, targets=targets) for w in weights]
         return Given([*heads, _own(x, sources, targets)])
 
 

@@ -106,7 +106,7 @@ def average_pool(
 def gcn(in_channels: int, out_channels: int, bias: bool = True, *, self_loops: bool = True, **made: Any) -> MixedProduct:  # fmt: skip
     """``{D^-1/2 (A + I) D^-1/2}`` and one matrix: ``GCNConv``. Call with ``edge_index=``, ``edge_weight=``."""
     return MixedProduct(
-        Propagation(self_loops), Full(1, in_channels, out_channels, **made), bias=bias, **made
+        Propagation(self_loops, "received"), Full(1, in_channels, out_channels, **made), bias=bias, **made
     )
 
 
@@ -115,13 +115,16 @@ def cheb(
 ) -> MixedProduct:  # fmt: skip
     """Chebyshev polynomials of the scaled Laplacian, k < ``count``, and a matrix for each: ``ChebConv``."""
     values = Full(count, in_channels, out_channels, **made)
-    return MixedProduct(Chebyshev(count, largest_eigenvalue), values, bias=bias, **made)
+    return MixedProduct(Chebyshev(count, largest_eigenvalue, "given"), values, bias=bias, **made)
 
 
 def tag(in_channels: int, out_channels: int, hops: int = 3, bias: bool = True, **made: Any) -> MixedProduct:
     """Powers 0 .. ``hops`` of ``D^-1/2 A D^-1/2`` and a matrix for each: ``TAGConv``."""
     return MixedProduct(
-        Powers(hops + 1), Full(hops + 1, in_channels, out_channels, **made), bias=bias, **made
+        Powers(hops + 1, degree="received"),
+        Full(hops + 1, in_channels, out_channels, **made),
+        bias=bias,
+        **made,
     )
 
 

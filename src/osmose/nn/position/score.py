@@ -14,7 +14,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +23,11 @@ from torch import Tensor
 from ...mixers import mixer_of
 from ...mixers.operators import mixer_operator
 from ...operators import CausalLowRank, Dense, LowRank, Operator, Toeplitz
+from ...operators.base import within_limit
 from ...operators.local import CHUNK
 from ...operators.toeplitz import dense_toeplitz
 from ...tokens import Tokens
 from .base import Position
-
-if TYPE_CHECKING:
-    pass
 
 FORMED = 2**20  # entries of a head up to which a kernel without a linear form is formed and kept
 
@@ -55,7 +53,8 @@ class Score(Position):
     def carry(self, mixer: Any, q: Tensor, k: Tensor, v: Tensor, **call: Any) -> tuple[Tensor, Tensor | None]:
         n, m, targets, sources = q.shape[-2], k.shape[-2], call["targets"], call["sources"]
         pairwise = mixer_of(mixer.mixer, "MultiheadMixer").pairwise
-        linear = not pairwise and self._is_linear(mixer.mixer, n, m, targets, sources, call["causal"])
+        lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2]).numel()
+        linear = not pairwise and self._is_linear(mixer.mixer, lead, n, m, targets, sources, call["causal"])
         if targets is not None and targets.packed and not linear:
             return _set_by_set(partial(self.carry, mixer), q, k, v, **call)
         if pairwise:
@@ -81,9 +80,16 @@ class Score(Position):
     # ---- structures of a kernel -----------------------------------------------------------------------
 
     def _is_linear(
-        self, mixer: str, n: int, m: int, targets: Tokens | None, sources: Tokens | None, causal: bool
+        self,
+        mixer: str,
+        lead: int,
+        n: int,
+        m: int,
+        targets: Tokens | None,
+        sources: Tokens | None,
+        causal: bool,
     ) -> bool:
-        """Whether the kernel is low rank, the bias ends, and the sequence is so long that a window costs less than all."""
+        """Whether the kernel is low rank, the bias ends, and windows cost less than all pairs, or all are too many."""
         reach = self.reach
         if reach is None or mixer == "diffusion-sigmoid" or (causal and mixer == "flow"):
             return False
@@ -91,10 +97,11 @@ class Score(Position):
             same = targets is sources or targets is None or sources is None or targets.batch is sources.batch
             if n != m or not same:
                 return False
-        longest = max(n, m)
+        longest, formed = max(n, m), lead * n * m
         if targets is not None and sources is not None and targets.packed:
             longest = int(torch.maximum(targets.sizes, sources.sizes).max()) if targets.num_sets else 0
-        return longest > 2 * (CHUNK + 2 * reach)
+            formed = lead * targets.num_sets * longest**2
+        return longest > 2 * (CHUNK + 2 * reach) or not within_limit(formed)
 
     def _linear_structure(self, kernel: Operator, *, causal: bool, mask: bool) -> Operator:
         """``C * exp(b)`` as low rank, causal low rank and a band; with ``mask`` without later sources."""

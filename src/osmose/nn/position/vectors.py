@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...tokens import Tokens
 from .base import Position, PositionSettings, index_of, places, start_of
-
-if TYPE_CHECKING:
-    pass
 
 
 class _Added(PositionSettings):
