@@ -10,6 +10,7 @@ from .clusters import MergeHistory, Stage, merge_model
 from .events import ClustersLeft, Event, GradientBelow, HemisphereEntered, PairMerged, Plateau
 from .fields import Field, FieldEnergy, Schedule, perceptron
 from .gram import Gram, gram_matrix
+from .normalised import Normalised
 from .simulate import Solution, simulate
 from .spaces import Circle, Euclidean, Rescaled, Space, Sphere
 from .status import Status
@@ -34,6 +35,7 @@ __all__ = [
     "Layer",
     "MergeHistory",
     "Mixed",
+    "Normalised",
     "PairMerged",
     "Plateau",
     "Rescaled",
