@@ -19,7 +19,6 @@ from torch import Tensor
 from ..tokens import Tokens
 from .fields import Field
 from .spaces import Space, Sphere
-from .theory import SCHEMES
 
 
 class Normalised(Space):
@@ -34,6 +33,8 @@ class Normalised(Space):
     """
 
     def __init__(self, scheme: str, alpha: float = 1.0):
+        from .theory import SCHEMES
+
         if scheme not in SCHEMES:
             raise ValueError(f"Normalised: scheme is {scheme!r}; expected one of {', '.join(SCHEMES)}.")
         if not alpha > 0:
