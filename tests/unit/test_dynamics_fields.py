@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from osmose.dynamics import terms
 from osmose.dynamics.fields import Field, Schedule, perceptron
 from osmose.dynamics.observables import energy_rate
 from osmose.dynamics.terms import Attention, Mixed
@@ -57,7 +58,28 @@ def test_terms_are_their_formulas(kernel, law, causal, beta):
         torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
 
 
-def test_scaled_usa_at_any_beta():
+def test_streamed_and_formed_are_one(monkeypatch):
+    x, q, v = sphere(2, 3, 7, 3), draw(2, 3, seed=1), draw(3, 3, seed=3)
+    beta = torch.tensor([0.5, -2.0, 30.0], dtype=F64)
+    fields = [
+        Attention(beta, law=law, scaled=scaled, query=a, key=a, value=b)
+        for law, scaled in (("row", False), ("mean", False), ("mean", True))
+        for a, b in ((None, None), (q, v))
+    ]
+    x.requires_grad_()
+    formed = [(f(x).detach(), torch.autograd.grad(f(x).square().sum(), x)[0]) for f in fields]
+    monkeypatch.setattr(terms, "SMALL_ROW", 0)
+    monkeypatch.setattr(terms, "SMALL_MEAN", 0)
+    for f, (value, gradient) in zip(fields, formed, strict=True):
+        scale = float(value.detach().abs().max())
+        torch.testing.assert_close(f(x).detach(), value, rtol=1e-10, atol=1e-13 * scale)
+        again = torch.autograd.grad(f(x).square().sum(), x)[0]
+        torch.testing.assert_close(again, gradient, rtol=1e-9, atol=1e-12 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("small", [0, 1024])
+def test_scaled_usa_at_any_beta(monkeypatch, small):
+    monkeypatch.setattr(terms, "SMALL_MEAN", small)
     x = sphere(2, 6, 3)
     beta = torch.tensor([2.0, 3000.0], dtype=F64)
     got = Attention(beta, law="mean", scaled=True)(x)

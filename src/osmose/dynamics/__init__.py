@@ -4,17 +4,23 @@
 stops them. ``theory`` holds every closed form with its source, ``observables`` streamed functions of a state.
 """
 
-from . import observables, theory
+from typing import TYPE_CHECKING, Any
+
+from . import observables
 from .adaptive import Adaptive, Stiff
 from .clusters import MergeHistory, Stage, merge_model
 from .events import ClustersLeft, Event, GradientBelow, HemisphereEntered, PairMerged, Plateau
 from .fields import Field, FieldEnergy, Schedule, perceptron
 from .gram import Gram, gram_matrix
+from .normalised import Normalised
 from .simulate import Solution, simulate
 from .spaces import Circle, Euclidean, Rescaled, Space, Sphere
 from .status import Status
 from .steppers import RK4, Euler, EulerMaruyama, Layer, Stepper, stability_bound
 from .terms import Attention, Mixed
+
+if TYPE_CHECKING:
+    from . import theory
 
 __all__ = [
     "RK4",
@@ -34,6 +40,7 @@ __all__ = [
     "Layer",
     "MergeHistory",
     "Mixed",
+    "Normalised",
     "PairMerged",
     "Plateau",
     "Rescaled",
@@ -53,3 +60,12 @@ __all__ = [
     "stability_bound",
     "theory",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``theory`` on first use: its quadratures bring SciPy's integrators, which a simulation does without."""
+    if name == "theory":
+        from importlib import import_module
+
+        return import_module(".theory", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from .theory._arrays import Model, check_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +85,7 @@ def merge_model(
     *,
     until: float = 1e12,
     mass: Tensor | None = None,
-    model: Model = "SA",
+    model: Literal["SA", "USA"] = "SA",
     contact: float | None = None,
     rtol: float = 1e-9,
 ) -> MergeHistory:
@@ -224,7 +223,8 @@ def _tensor(x: np.ndarray) -> Tensor:
 def _checked(
     x: Tensor, beta: float, until: float, mass: Tensor | None, model: str, contact: float | None
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    check_model("merge_model", model)
+    if model not in ("SA", "USA"):
+        raise ValueError(f"merge_model: model is {model!r}; expected 'SA' (row law) or 'USA' (mean law).")
     points = torch.as_tensor(x).detach().double().cpu().numpy()
     if points.ndim not in (1, 2) or not len(points) or (points.ndim == 2 and points.shape[1] < 2):
         raise ValueError(f"merge_model: x has shape {points.shape}; expected angles (n,) or points (n, d).")

@@ -245,7 +245,7 @@ def stability_bound(stepper: Stepper, motion: Motion) -> float | None:
         or not math.isfinite(stepper.limit)
     ):
         return None
-    beta = float(torch.as_tensor(term.beta).max())
-    if float(torch.as_tensor(term.beta).min()) < 0:
+    beta = float(torch.as_tensor(term.beta).detach().max())
+    if float(torch.as_tensor(term.beta).detach().min()) < 0:
         return None
     return stepper.limit * (math.exp(-beta) if term.law_name == "mean" and not term.scaled else 1.0)

@@ -25,7 +25,8 @@ from ..operators import Causal, LowRank, Operator, Pairwise, ScoreKernel
 from ..tokens import Tokens
 
 KERNELS = ("exp", "sigmoid", "linear", "hardmax")
-CHUNK = 2**22  # scores formed at once by the hard maximum
+CHUNK = 2**22  # scores formed at once, by the hard maximum and for small systems
+SMALL_ROW, SMALL_MEAN = 256, 1024  # tokens up to which forming the scores is faster than streaming them
 
 
 class Term(Protocol):
@@ -65,7 +66,8 @@ class Attention:
             exponential kernel under ``mean`` whose weights overflow.
 
     Cost: ``exp`` is ``scaled_dot_product_attention`` (the law mean by one more key, which returns the normaliser), time n^2 d,
-    memory n d; with masses, or causal under ``mean``, the additive mask of torch's kernel or the law's own products.
+    memory n d, with masses in its additive mask; causal under ``mean`` the law's own products. Small systems form their
+    scores, which is faster there.
 
     >>> Attention(2.0)(torch.eye(2)).shape
     torch.Size([2, 2])
@@ -139,6 +141,9 @@ class Attention:
 
     def carry(self, x: Tensor, v: Tensor, tokens: Tokens | None = None) -> Tensor:
         """``sum_j P_ij(x) v_j`` for any values ``(..., n, c)``."""
+        free = (tokens is None or tokens.mass is None) and not self.causal
+        if self.kernel == "exp" and free and self._small(x):
+            return self._formed(x, v)
         if self.kernel == "exp" and self.law_name == "row":
             return _soft(self._queries(x), _turned(x, self.key), v, tokens, self.causal)
         if self.kernel == "exp" and self.law_name == "mean" and not self.causal:
@@ -201,11 +206,28 @@ class Attention:
     def _queries(self, x: Tensor) -> Tensor:
         return self.inverse_temperature(x) * _turned(x, self.query)
 
+    def _small(self, x: Tensor) -> bool:
+        most = {"row": SMALL_ROW, "mean": SMALL_MEAN}.get(self.law_name, 0)
+        return x.shape[-2] <= most and x.shape[:-1].numel() * x.shape[-2] <= CHUNK
+
+    def _formed(self, x: Tensor, v: Tensor) -> Tensor:
+        """SA and USA by their matrices."""
+        scores = self._queries(x) @ _turned(x, self.key).mT
+        if self.law_name == "row":
+            return scores.softmax(-1) @ v
+        self.refuse_overflow(x)
+        if self.scaled:
+            scores = scores - self.inverse_temperature(x)
+        return scores.exp() @ v / x.shape[-2]
+
     def refuse_overflow(self, x: Tensor) -> None:
         """Raise where ``e^beta``, which no shift divides out, has no place in the type of x."""
         if self.scaled:
             return
-        top, limit = float(torch.as_tensor(self.beta).abs().max()), math.log(torch.finfo(x.dtype).max)
+        top, limit = (
+            float(torch.as_tensor(self.beta).detach().abs().max()),
+            math.log(torch.finfo(x.dtype).max),
+        )
         if top > limit - 1:
             raise ValueError(
                 f"Attention: beta = {top:g} under law {self.law_name} in {x.dtype}: e^beta overflows (the limit is beta = "
