@@ -72,6 +72,10 @@ CASES = {
         (LowRank(X, X) * Causal(N)) * LowRank(X, X + 1),
         order_matrix() * (X @ X.mT) * (X @ (X + 1).mT),
     ),
+    "causal band": lambda: (
+        Causal(N) * Toeplitz(torch.tensor([2.0, 3.0, 5.0], dtype=F64), [-2, 0, 1], N),
+        2 * shift_matrix(-2) + 3 * torch.eye(N, dtype=F64),
+    ),
     "causal softmax kernel": lambda: (Pairwise(X, X) * Causal(N), order_matrix() * (X @ X.mT).exp()),
     "product": lambda: (
         matrix_product(GRAPH, Dense(SQUARE)),
@@ -143,7 +147,7 @@ def test_products_of_different_sets_are_those_of_the_matrices():
 
 
 def test_costs_are_linear():
-    for name in ("shift", "shift of a kernel", "causal", "causal low rank", "causal product"):
+    for name in ("shift", "shift of a kernel", "causal", "causal band", "causal low rank", "causal product"):
         assert not CASES[name]()[0].cost().quadratic, name
     assert isinstance(LowRank(X, X) * (2 * Causal(N)), type(2 * Causal(N)))
     assert isinstance(LowRank(X, X) * Causal(N), CausalLowRank)

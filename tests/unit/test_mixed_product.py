@@ -148,6 +148,12 @@ def test_learned_mixtures_of_shifts_and_of_rings():
     mixed = torch.einsum("bk,knm->bnm", toeplitz.structure.coefficients, shifts)
     want = torch.einsum("bnm,lmp,bpq->lnq", mixed, x, toeplitz.values.weight) + toeplitz.bias
     torch.testing.assert_close(toeplitz(x), want)
+    mean = MixedProduct(
+        Mixtures(Shifts([-1, 0, 1]), 1, convex=True, dtype=F64), Carried(1), bias=False, law="row"
+    )
+    torch.testing.assert_close(
+        mean(torch.ones(5, 2, dtype=F64)), torch.ones(5, 2, dtype=F64)
+    )  # at the borders too
     edges = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
     layer = MixedProduct(Mixtures(Rings(2), 1, convex=True, dtype=F64), Carried(1), bias=False)
     y = torch.randn(5, 3, dtype=F64)
@@ -158,6 +164,19 @@ def test_learned_mixtures_of_shifts_and_of_rings():
     there = layer(y, edge_index=edges, sources=tokens, targets=tokens)
     torch.testing.assert_close(there[3], (y[3] + y[2]) / 3)
     assert not there[1].any()
+
+
+def test_the_operator_of_a_layer_is_what_it_does():
+    x = torch.randn(6, 4, dtype=F64)
+    for layer in (
+        layers.conv(4, 3, 3, stride=2, padding=1, dtype=F64),
+        layers.attention(4, 2, mixer="flow", bias=False, dtype=F64),
+        MixedProduct(Shifts([-1, 2]), Carried(2), bias=False),
+    ):
+        phi = layer.operator(x)
+        y = layer(x) - (0 if layer.bias is None else layer.bias)
+        torch.testing.assert_close(phi @ x.flatten(), y.flatten())
+        assert phi.to_dense().shape == (y.numel(), x.numel())
 
 
 @pytest.mark.parametrize("law", ["row", "mean", "sym", "flow"])
@@ -276,6 +295,7 @@ def test_a_layer_keeps_its_graph_and_makes_it_anew_when_it_changes():
         (lambda: to_torch(MixedProduct(Average(Kernel((3,), dilation=(2,))), Carried(1), bias=False)), "pools neighbouring"),
         (lambda: to_torch(layers.attention(6, 3, shared=1)), "no shared keys"),
         (lambda: to_torch(MixedProduct(Own(), Full(1, 2, 2), law="row")), "under law row"),
+        (lambda: layers.attention(4, 2, kdim=3)(torch.randn(5, 4)), r"key has shape \(5, 4\); expected \(..., tokens, 3\)"),
         (lambda: Shifts([-9])(torch.randn(5, 2)), "offset inside the length"),
         (lambda: layers.gmm(2, 2, 3, 2)(torch.randn(4, 2), edge_index=torch.zeros(2, 1, dtype=torch.int64), edge_attr=torch.ones(1, 2)), r"expected \(1, 3\)"),
     ],

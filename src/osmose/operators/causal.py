@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from ..tokens import Tokens, check_pair, same_sets
 from .base import Cost, Operator
 from .low_rank import LowRank
+from .toeplitz import Toeplitz
 
 CHUNK = 64
 
@@ -76,6 +77,11 @@ class Causal(Operator):
         if isinstance(other, LowRank):
             packed = other.sources if other._packed else self.tokens
             return CausalLowRank(other.left, other.right, tokens=packed)
+        if isinstance(other, Toeplitz) and self.tokens is None and other.slots is None:
+            kept = [k for k, d in enumerate(other.offsets) if d <= 0]
+            if kept:  # else the product is 0, and streamed
+                past = [other.offsets[k] for k in kept]
+                return Toeplitz(other.coefficients[..., kept], past, *self.shape)
         return None
 
     def cost(self) -> Cost:

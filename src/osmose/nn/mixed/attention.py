@@ -99,6 +99,12 @@ class Attention(Structure):
     ) -> Heads:
         own = y is None
         y, key = x if y is None else y, x if key is None else key
+        for name, points, linear in (("y", y, self.query), ("key", key, self.key)):
+            if points.ndim < 2 or points.shape[-1] != linear.in_features:
+                raise ValueError(
+                    f"Attention: {name} has shape {tuple(points.shape)}; expected (..., tokens, {linear.in_features}). Where it is "
+                    "not given it is x."
+                )
         lead, n, m = y.shape[:-2], y.shape[-2], key.shape[-2]
         if key_padding_mask is not None:
             if sources is not None:

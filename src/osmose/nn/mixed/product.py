@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ... import laws
 from ...laws import Law
 from ...structure.families import Blends, Family, Union
+from ...structure.mixed import KroneckerSum
 from ...tokens import Tokens
 from .values import Values
 
@@ -110,8 +111,9 @@ class Together(Structure):
 class Mixtures(Structure):
     """Learned mixtures ``sum_k c_bk A_k`` of the operators of another structure, b = 1 .. B.
 
-    Over shifts it is a learned Toeplitz operator, over rings a learned function of distance. Parameters:
-    ``coefficients (B, K)``, with ``convex`` through a softmax, so that a mixture of means is a mean.
+    Over shifts it is a learned Toeplitz operator, over rings a learned function of distance. The layer's law is that of
+    the mixtures. Parameters: ``coefficients (B, K)``, with ``convex`` through a softmax, so that a mixture of means is
+    a mean.
     """
 
     def __init__(self, inner: Structure, count: int, *, convex: bool = False, **made: Any):
@@ -136,7 +138,13 @@ class Mixtures(Structure):
         given: dict[str, Any],
     ) -> Family:
         share = self.coefficients.softmax(-1) if self.convex else self.coefficients
-        return Blends(self.inner.family(x, law, sources, targets, given), share)
+        if self.own_law:
+            return Blends(self.inner.family(x, None, sources, targets, given), share)
+        of_x, of_y = (None if t is None else t.with_mass(None) for t in (sources, targets))
+        blends = Blends(self.inner.family(x, None, of_x, of_y, given), share)
+        if law is None and all(t is None or t.mass is None for t in (sources, targets)):
+            return blends
+        return blends.under(law or laws.none, sources=sources, targets=targets)
 
 
 class MixedProduct(nn.Module):
@@ -153,7 +161,7 @@ class MixedProduct(nn.Module):
             leaves them as they are, and masses of sources then weigh what is carried.
 
     Raises:
-        ValueError: a structure and values of different counts; a law over column sums on a causal structure.
+        ValueError: a structure and values of different counts, a law on a structure that has one.
 
     Cost: that of the family's products and ``(n + m) K P Q`` at most; a convolution is one call of torch's.
 
@@ -235,6 +243,18 @@ class MixedProduct(nn.Module):
                 f"MixedProduct: x has shape {tuple(x.shape)}; expected (..., {axes}, {channels or 'channels'})."
             )
         return self.structure.family(x, self.law, sources, targets, given)
+
+    def operator(self, x: Tensor, **given: Any) -> KroneckerSum:
+        """``Phi(x) = sum_k A_k(x) kron Theta_k^T``, never formed: ``vec(y) = Phi vec(x) + constant`` row by row.
+
+        With ``given`` as for :meth:`forward`. A computed structure makes it depend on x; the Jacobian also has what a
+        change of A does. The sources that attention adds (``add_bias_kv``) come last.
+        """
+        family = self.family(x, **given)
+        theta = self.values.dense()
+        if self.values.in_channels is None:  # Theta = I of any size
+            theta = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand(len(family), -1, -1)
+        return KroneckerSum(list(family), theta)
 
     def extra_repr(self) -> str:
         return "" if self.law is None else f"law={self.law!r}"
