@@ -257,8 +257,9 @@ class _Run:
                     self.generator,
                 )
             self.t = t
-            out = self._output()
-            if self.save or k == len(times) - 1:
+            last = k == len(times) - 1
+            out = self._output(last)
+            if self.save or last:
                 kept.append(out)
         self._report()
         return torch.cat(kept) if kept else self._state()[:0]
@@ -272,9 +273,10 @@ class _Run:
     def _state(self) -> Tensor:
         return self.x.reshape(1, *self.lead, *self.x.shape[-2:])
 
-    def _output(self) -> Tensor:
-        s = self._s(self.t)
-        motion = self._at(self.t)
+    def _output(self, last: bool = False) -> Tensor:
+        if not last and self.observe is None:
+            return self._state()
+        s, motion = self._s(self.t), self._at(self.t)
         v = motion.rate(self.x, s)
         self._pinned(v)
         if self.observe is not None:
