@@ -46,7 +46,9 @@ def test_first_merge_is_that_of_all_tokens():
 @pytest.mark.parametrize("model", ["SA", "USA"])
 @pytest.mark.parametrize("masses", [(1.0, 1.0), (1.0, 3.0)])
 def test_two_clusters_take_the_exact_time(model, masses):
-    got = merge_model(torch.tensor([0.3, 1.5]), 9.0, mass=torch.tensor(masses), model=model, contact=0.01).times
+    got = merge_model(
+        torch.tensor([0.3, 1.5]), 9.0, mass=torch.tensor(masses), model=model, contact=0.01
+    ).times
     want = theory.two_cluster_time(0.01, 9.0, *masses, start=1.2, model=model, scaled=True)
     assert got == [pytest.approx(want, rel=1e-6)]
 
