@@ -65,8 +65,10 @@ class Adaptive(Stepper):
         generator: torch.Generator | None,
     ) -> Tensor:
         systems = len(x)
-        s = torch.full((systems,), start, dtype=torch.float64)
-        steps = memory.setdefault("h", torch.full((systems,), torch.nan, dtype=torch.float64))
+        s = torch.full((systems,), start, dtype=torch.float64, device=x.device)
+        steps = memory.setdefault(
+            "h", torch.full((systems,), torch.nan, dtype=torch.float64, device=x.device)
+        )
         going, x, tries = active.clone(), x.clone(), 0
         index, slope, here = going.nonzero().squeeze(-1), None, motion
         while len(index):
@@ -183,7 +185,7 @@ class Stiff(Stepper):
     ) -> Tensor:
         x = x.clone()
         for i in active.nonzero().squeeze(-1).tolist():
-            one = torch.tensor([i])
+            one = torch.tensor([i], device=x.device)
             here = motion.take(one, len(x))
             x[one], goes, status = self._system(here, x[one], start, stop, one, watch)
             if status is not None:
@@ -220,8 +222,8 @@ class Stiff(Stepper):
             ) -> Tensor:
                 return state(dense(before + h * float(share[0])))
 
-            at = torch.tensor([before], dtype=torch.float64)
-            x, stopped = watch(index, x, at, new, torch.tensor([h], dtype=torch.float64), redo)
+            at = torch.tensor([before], dtype=torch.float64, device=x.device)
+            x, stopped = watch(index, x, at, new, torch.full_like(at, h), redo)
             if bool(stopped):
                 return x, False, None
             if solver.status == "finished":

@@ -150,7 +150,7 @@ def simulate(
     lead = x.shape[:-2]
     systems = lead.numel()
     merged = None if mass is None else mass.expand(x.shape[:-1]).reshape(systems, x.shape[-2])
-    index = torch.arange(systems)
+    index = torch.arange(systems, device=x.device)
     if lead != (systems,):
         field = field.take(index, lead)
     motion = Motion(field, space, merged, log_time)
@@ -188,10 +188,12 @@ class _Run:
         self.events, self.observe, self.save = events, observe, save
         self.generator = generator
         systems = len(x)
-        self.active = torch.ones(systems, dtype=torch.bool)
-        self.steps = torch.zeros(systems, dtype=torch.int64)
-        self.happened = {e.name: torch.full((systems,), torch.nan, dtype=torch.float64) for e in events}
-        self.memory: dict[str, Any] = {"status": torch.zeros(systems, dtype=torch.int64)}
+        self.active = torch.ones(systems, dtype=torch.bool, device=x.device)
+        self.steps = torch.zeros(systems, dtype=torch.int64, device=x.device)
+        self.happened = {
+            e.name: torch.full((systems,), torch.nan, dtype=torch.float64, device=x.device) for e in events
+        }
+        self.memory: dict[str, Any] = {"status": torch.zeros(systems, dtype=torch.int64, device=x.device)}
         self.notes: tuple[str, ...] = ()
         self.warned: set[Status] = set()
 
@@ -228,8 +230,8 @@ class _Run:
         """The first output."""
         self.now = self._at(self.t)
         if self.events:
-            every = torch.arange(len(self.x))
-            s = torch.full((len(every),), self._s(self.t), dtype=torch.float64)
+            every = torch.arange(len(self.x), device=self.x.device)
+            s = torch.full((len(every),), self._s(self.t), dtype=torch.float64, device=self.x.device)
             for event in self.events:
                 there = self._value(event, every, self.x, s) <= 0
                 self.happened[event.name][there] = self.t
@@ -257,8 +259,9 @@ class _Run:
                     self.generator,
                 )
             self.t = t
-            out = self._output()
-            if self.save or k == len(times) - 1:
+            last = k == len(times) - 1
+            out = self._output(last)
+            if self.save or last:
                 kept.append(out)
         self._report()
         return torch.cat(kept) if kept else self._state()[:0]
@@ -272,9 +275,10 @@ class _Run:
     def _state(self) -> Tensor:
         return self.x.reshape(1, *self.lead, *self.x.shape[-2:])
 
-    def _output(self) -> Tensor:
-        s = self._s(self.t)
-        motion = self._at(self.t)
+    def _output(self, last: bool = False) -> Tensor:
+        if not last and self.observe is None:
+            return self._state()
+        s, motion = self._s(self.t), self._at(self.t)
         v = motion.rate(self.x, s)
         self._pinned(v)
         if self.observe is not None:
@@ -336,8 +340,8 @@ class _Run:
             if not len(some):
                 continue
             low, high = (
-                torch.zeros(len(some), dtype=torch.float64),
-                torch.ones(len(some), dtype=torch.float64),
+                torch.zeros_like(s[some]),
+                torch.ones_like(s[some]),
             )
             at = new[some]
             for _ in range(HALVINGS):

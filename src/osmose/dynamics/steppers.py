@@ -112,7 +112,7 @@ class FixedStep(Stepper):
                 kept = None if noise is None else noise[some]
                 return self.step(part, old[some], s, h * share[:, None, None], kept)
 
-            when = torch.full((len(index),), s, dtype=torch.float64)
+            when = torch.full((len(index),), s, dtype=torch.float64, device=x.device)
             new, stopped = watch(index, old, when, new, torch.full_like(when, h), redo)
             x = x.index_copy(0, index, new)
             active[index] = ~stopped
