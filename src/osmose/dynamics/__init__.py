@@ -6,10 +6,12 @@ stops them. ``theory`` holds every closed form with its source, ``observables`` 
 
 from . import observables, theory
 from .adaptive import Adaptive, Stiff
+from .arc_length import ArcLength
 from .clusters import MergeHistory, Stage, merge_model
 from .events import ClustersLeft, Event, GradientBelow, HemisphereEntered, PairMerged, Plateau
 from .fields import Field, FieldEnergy, Schedule, perceptron
 from .gram import Gram, gram_matrix
+from .normalised import Normalised
 from .simulate import Solution, simulate
 from .spaces import Circle, Euclidean, Rescaled, Space, Sphere
 from .status import Status
@@ -19,6 +21,7 @@ from .terms import Attention, Mixed
 __all__ = [
     "RK4",
     "Adaptive",
+    "ArcLength",
     "Attention",
     "Circle",
     "ClustersLeft",
@@ -34,6 +37,7 @@ __all__ = [
     "Layer",
     "MergeHistory",
     "Mixed",
+    "Normalised",
     "PairMerged",
     "Plateau",
     "Rescaled",
