@@ -30,7 +30,7 @@ def test_metastable_chain_to_1e12():
     contact = 1e-4 / math.sqrt(21)
     want = theory.two_cluster_time(contact, 20.0, *two.mass.tolist(), start=apart)
     assert two.end - two.start == pytest.approx(want, rel=1e-4)
-    assert two.end > 1e13
+    assert two.end > 1e12
     assert whole.count(1e40) == 1
 
 

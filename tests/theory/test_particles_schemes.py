@@ -214,9 +214,7 @@ def test_a_plateau_is_passed_in_few_steps():
 def test_velocities_are_those_in_time_and_events_stop_a_curve():
     there, field, x = ArcLength(Sphere()), Field(Attention(2.0)), sphere(5, 3)
     rest = [GradientBelow(tolerance=0.05)]
-    run = simulate(
-        field, there.lift(x), [0.0, 0.1, 4.0], space=there, stepper=Adaptive(1e-9), events=rest
-    )
+    run = simulate(field, there.lift(x), [0.0, 0.1, 4.0], space=there, stepper=Adaptive(1e-9), events=rest)
     plain = simulate(field, x, [0.0, 100.0], events=rest, stepper=Adaptive(1e-9))
     assert int(run.status) == int(plain.status) == Status.EVENT
     assert float(there.times(run.final)) == pytest.approx(float(plain.events["gradient_below"]), rel=1e-6)

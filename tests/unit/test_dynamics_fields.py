@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from osmose.dynamics import terms
 from osmose.dynamics.fields import Field, Schedule, perceptron
 from osmose.dynamics.observables import energy_rate
 from osmose.dynamics.terms import Attention, Mixed
@@ -57,7 +58,27 @@ def test_terms_are_their_formulas(kernel, law, causal, beta):
         torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
 
 
-def test_scaled_usa_at_any_beta():
+def test_streamed_and_formed_are_one(monkeypatch):
+    x, q, v = sphere(2, 3, 7, 3), draw(2, 3, seed=1), draw(3, 3, seed=3)
+    beta = torch.tensor([0.5, -2.0, 30.0], dtype=F64)
+    fields = [
+        Attention(beta, law=law, scaled=scaled, query=a, key=a, value=b)
+        for law, scaled in (("row", False), ("mean", False), ("mean", True))
+        for a, b in ((None, None), (q, v))
+    ]
+    x.requires_grad_()
+    formed = [(f(x).detach(), torch.autograd.grad(f(x).square().sum(), x)[0]) for f in fields]
+    monkeypatch.setattr(terms, "SMALL_MEAN", 0)
+    for f, (value, gradient) in zip(fields, formed, strict=True):
+        scale = float(value.detach().abs().max())
+        torch.testing.assert_close(f(x).detach(), value, rtol=1e-10, atol=1e-13 * scale)
+        again = torch.autograd.grad(f(x).square().sum(), x)[0]
+        torch.testing.assert_close(again, gradient, rtol=1e-9, atol=1e-12 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("small", [0, 1024])
+def test_scaled_usa_at_any_beta(monkeypatch, small):
+    monkeypatch.setattr(terms, "SMALL_MEAN", small)
     x = sphere(2, 6, 3)
     beta = torch.tensor([2.0, 3000.0], dtype=F64)
     got = Attention(beta, law="mean", scaled=True)(x)
@@ -192,3 +213,32 @@ def test_what_is_no_gradient_flow_says_why(field, reason):
 def test_terms_refuse(options, reason):
     with pytest.raises(ValueError, match=reason):
         Attention(**options)
+
+
+@pytest.mark.parametrize("small", [0, 1024])
+@pytest.mark.parametrize(
+    ("beta", "size", "dtype", "within"),
+    [
+        (-60.0, 1.0, torch.float32, 1e-5),
+        (20.0, 3.0, F64, 1e-12),
+        (-400.0, 1.0, F64, 1e-11),
+        (1.0, 2.0, torch.float32, 1e-4),
+    ],
+)
+def test_usa_with_scores_far_from_beta(monkeypatch, small, beta, size, dtype, within):
+    """Scores above beta, from Q and K or a negative beta, where the weight e^beta is lost beside theirs."""
+    monkeypatch.setattr(terms, "SMALL_MEAN", small)
+    x, q, k = sphere(20, 3), size * draw(3, 3, seed=1), size * draw(3, 3, seed=2)
+    x, mass = x.to(dtype), torch.linspace(0.0, 2.0, 20, dtype=F64)
+    weights = {} if size == 1 else {"query": q, "key": k}
+    scores = beta * (
+        x.double() @ x.double().mT if size == 1 else (x.double() @ q.mT) @ (x.double() @ k.mT).mT
+    )
+    top = scores.amax(-1, keepdim=True)
+    for tokens, m in ((None, torch.ones(20, dtype=F64)), (Tokens.of(20, mass=mass), mass)):
+        got = Attention(beta, law="mean", **weights)(x, tokens)
+        want = ((scores - top).exp() * m) @ x.double() / m.sum() * (m > 0)[:, None]
+        assert bool(got.isfinite().all())
+        torch.testing.assert_close(
+            got.double() * (-top).exp(), want, rtol=within, atol=within * float(want.abs().max())
+        )

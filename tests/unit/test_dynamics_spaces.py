@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from osmose.dynamics.fields import Field
+from osmose.dynamics.normalised import Normalised
 from osmose.dynamics.spaces import Circle, Euclidean, Rescaled, Sphere
 from osmose.dynamics.terms import Attention
 
@@ -79,6 +80,10 @@ def test_starts_off_the_sphere():
     x[1, 0] = math.nan
     with pytest.raises(ValueError, match="NaN"):
         Euclidean().check(x)
+    with pytest.raises(ValueError, match="no direction"):
+        Normalised("pre-ln").check(torch.zeros(2, 3, dtype=F64))
+    with pytest.raises(ValueError, match="scheme is 'rms'"):
+        Normalised("rms")
     with pytest.raises(ValueError, match="angles"):
         Circle().check(sphere(4, 2))
 
@@ -92,3 +97,11 @@ def test_special_starts_are_reported():
     assert "antipodal" in Circle().notes(third)[0]
     assert "balanced" in Circle().notes(third)[1]
     assert Sphere().notes(x[:1].expand(4, 3)) == ()  # consensus is no saddle
+
+
+def test_a_pre_ln_layer_is_the_residual_stream():
+    x = 3 * draw(5, 4)
+    field = Field(Attention(2.0))
+    theta = x / x.norm(dim=-1, keepdim=True)
+    got = Normalised("pre-ln").layer(field, x, None, 0.0, 0.5)
+    torch.testing.assert_close(got, x + 0.5 * field(theta))

@@ -111,7 +111,7 @@ class Plateau(Event):
     def value(self, t: Tensor, x: Tensor, v: Tensor | None, mass: Tensor | None) -> Tensor:
         assert v is not None
         energy = self.field.energy
-        scale = max(float(torch.as_tensor(p.beta).max()) for p in energy.parts)
+        scale = max(float(torch.as_tensor(p.beta).detach().max()) for p in energy.parts)
         rate, height = energy.rate(x, v, mass, log_scale=scale), energy(x, mass, log_scale=scale)
         flat = t.to(x) * rate / height.abs() - self.tolerance
         return torch.where(t.to(x) < max(self.after, 1e-300), torch.ones_like(flat), flat)

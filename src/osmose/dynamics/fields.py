@@ -236,7 +236,8 @@ def _part(term: Attention) -> Part:
         b.shape[0] != b.shape[1] or not torch.allclose(b, b.mT, atol=1e-12 * float(b.abs().max()))
     ):
         raise _no_energy("Q^T K is not symmetric")
-    v = term.value
+    b = None if b is None else b.detach()
+    v = term.value.detach() if isinstance(term.value, Tensor) else term.value
     if not isinstance(v, Tensor):
         if b is not None:
             v = (1.0 if v is None else v) * torch.eye(len(b), dtype=b.dtype)

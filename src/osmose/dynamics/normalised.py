@@ -24,7 +24,6 @@ from torch import Tensor
 from ..tokens import Tokens
 from .fields import Field
 from .spaces import Space, Sphere
-from .theory import SCHEMES
 
 FAR = 0.9 * math.pi  # angle at which normal coordinates are left
 
@@ -59,7 +58,9 @@ class Normalised(Space):
     Normalised('pre-ln')
     """
 
-    def __init__(self, scheme: str, *, alpha: float = 1.0, switch: float | None = None):
+    def __init__(self, scheme: str, alpha: float = 1.0, *, switch: float | None = None):
+        from .theory import SCHEMES  # here: it brings SciPy's integrators
+
         names = [*SCHEMES, "mix-ln"]
         if scheme not in names:
             raise ValueError(f"Normalised: scheme is {scheme!r}; expected one of {', '.join(names)}.")
@@ -73,6 +74,7 @@ class Normalised(Space):
                 "after, and none for others."
             )
         self.scheme, self.alpha, self.switch = scheme, alpha, switch
+        self._slowness = SCHEMES["post-ln" if scheme == "mix-ln" else scheme].slowness
         self.breaks = () if switch is None else (float(switch),)
 
     def at(self, t: float) -> Space:
@@ -124,7 +126,7 @@ class Normalised(Space):
         r, theta = self.radius(x), self.points(x)
         a = field(theta, tokens, t)
         size = a.norm(dim=-1, keepdim=True)
-        s = torch.as_tensor(SCHEMES[self.scheme].slowness(r, size, t, self.alpha)).to(x)  # type: ignore[arg-type]
+        s = torch.as_tensor(self._slowness(r, size, t, self.alpha)).to(x)  # type: ignore[arg-type]
         # nothing pulls at these, or they are absent
         return theta, torch.where(s > 0, r / torch.where(s > 0, s, 1.0), 0.0) * a
 

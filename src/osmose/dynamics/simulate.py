@@ -332,32 +332,39 @@ class _Run:
             new = torch.where(bad[:, None, None], old, new)
             self.memory["status"][systems[bad]] = int(Status.NOT_FINITE)
         stopped = bad
-        for event in self.events:
-            pending = torch.isnan(self.happened[event.name][systems]) & ~stopped
-            some = pending.nonzero().squeeze(-1)
-            if not len(some):
-                continue
-            some = some[self._value(event, systems[some], new[some], s[some] + h[some]) <= 0]
-            if not len(some):
-                continue
-            low, high = (
-                torch.zeros(len(some), dtype=torch.float64),
-                torch.ones(len(some), dtype=torch.float64),
-            )
-            at = new[some]
-            for _ in range(HALVINGS):
-                middle = (low + high) / 2
-                there = redo(some, middle)
-                past = self._value(event, systems[some], there, s[some] + middle * h[some]) <= 0
-                high, low = torch.where(past, middle, high), torch.where(past, low, middle)
-                at = torch.where(past[:, None, None], there, at)
-            when = s[some] + high * h[some]
-            self.happened[event.name][systems[some]] = when.exp() if self.motion.log_time else when
+        hits = [hit for event in self.events if (hit := self._located(event, systems, ~bad, new, s, h, redo))]
+        # of the terminal events of a step the first one counts, and nothing after it
+        end = torch.full_like(s, math.inf)
+        for event, some, when, at in hits:
             if event.terminal:
-                new = new.index_copy(0, some, at)
-                stopped = stopped.index_fill(0, some, True)
-                self.memory["status"][systems[some]] = int(Status.EVENT)
-        return new, stopped
+                first = when < end[some]
+                end[some] = torch.minimum(end[some], when)
+                new = new.index_copy(0, some[first], at[first])
+        for event, some, when, _ in hits:
+            some, when = some[when <= end[some]], when[when <= end[some]]
+            self.happened[event.name][systems[some]] = when.exp() if self.motion.log_time else when
+        by_event = torch.isfinite(end)
+        self.memory["status"][systems[by_event]] = int(Status.EVENT)
+        return new, stopped | by_event
+
+    def _located(
+        self, event: Event, systems: Tensor, among: Tensor, new: Tensor, s: Tensor, h: Tensor, redo: Redo
+    ) -> tuple[Event, Tensor, Tensor, Tensor] | None:
+        """The systems to which the event happens in a step, when, and their states then; None for no system."""
+        some = (torch.isnan(self.happened[event.name][systems]) & among).nonzero().squeeze(-1)
+        if len(some):
+            some = some[self._value(event, systems[some], new[some], s[some] + h[some]) <= 0]
+        if not len(some):
+            return None
+        low, high = torch.zeros(len(some), dtype=torch.float64), torch.ones(len(some), dtype=torch.float64)
+        at = new[some]
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            there = redo(some, middle)
+            past = self._value(event, systems[some], there, s[some] + middle * h[some]) <= 0
+            high, low = torch.where(past, middle, high), torch.where(past, low, middle)
+            at = torch.where(past[:, None, None], there, at)
+        return event, some, s[some] + high * h[some], at
 
     def _stop(self, which: Tensor) -> None:
         self.memory["status"][which & self.active] = int(Status.EVENT)

@@ -110,7 +110,7 @@ class FixedStep(Stepper):
             ) -> Tensor:
                 part = here.take(some, len(old))
                 kept = None if noise is None else noise[some]
-                return self.step(part, old[some], s, h * share[:, None, None], kept)
+                return self.step(part, old[some], s, h * share[:, None, None].to(old.dtype), kept)
 
             when = torch.full((len(index),), s, dtype=torch.float64)
             new, stopped = watch(index, old, when, new, torch.full_like(when, h), redo)
@@ -245,7 +245,7 @@ def stability_bound(stepper: Stepper, motion: Motion) -> float | None:
         or not math.isfinite(stepper.limit)
     ):
         return None
-    beta = float(torch.as_tensor(term.beta).max())
-    if float(torch.as_tensor(term.beta).min()) < 0:
+    beta = float(torch.as_tensor(term.beta).detach().max())
+    if float(torch.as_tensor(term.beta).detach().min()) < 0:
         return None
     return stepper.limit * (math.exp(-beta) if term.law_name == "mean" and not term.scaled else 1.0)
