@@ -68,7 +68,6 @@ def test_streamed_and_formed_are_one(monkeypatch):
     ]
     x.requires_grad_()
     formed = [(f(x).detach(), torch.autograd.grad(f(x).square().sum(), x)[0]) for f in fields]
-    monkeypatch.setattr(terms, "SMALL_ROW", 0)
     monkeypatch.setattr(terms, "SMALL_MEAN", 0)
     for f, (value, gradient) in zip(fields, formed, strict=True):
         scale = float(value.detach().abs().max())
@@ -214,3 +213,32 @@ def test_what_is_no_gradient_flow_says_why(field, reason):
 def test_terms_refuse(options, reason):
     with pytest.raises(ValueError, match=reason):
         Attention(**options)
+
+
+@pytest.mark.parametrize("small", [0, 1024])
+@pytest.mark.parametrize(
+    ("beta", "size", "dtype", "within"),
+    [
+        (-60.0, 1.0, torch.float32, 1e-5),
+        (20.0, 3.0, F64, 1e-12),
+        (-400.0, 1.0, F64, 1e-11),
+        (1.0, 2.0, torch.float32, 1e-4),
+    ],
+)
+def test_usa_with_scores_far_from_beta(monkeypatch, small, beta, size, dtype, within):
+    """Scores above beta, from Q and K or a negative beta, where the weight e^beta is lost beside theirs."""
+    monkeypatch.setattr(terms, "SMALL_MEAN", small)
+    x, q, k = sphere(20, 3), size * draw(3, 3, seed=1), size * draw(3, 3, seed=2)
+    x, mass = x.to(dtype), torch.linspace(0.0, 2.0, 20, dtype=F64)
+    weights = {} if size == 1 else {"query": q, "key": k}
+    scores = beta * (
+        x.double() @ x.double().mT if size == 1 else (x.double() @ q.mT) @ (x.double() @ k.mT).mT
+    )
+    top = scores.amax(-1, keepdim=True)
+    for tokens, m in ((None, torch.ones(20, dtype=F64)), (Tokens.of(20, mass=mass), mass)):
+        got = Attention(beta, law="mean", **weights)(x, tokens)
+        want = ((scores - top).exp() * m) @ x.double() / m.sum() * (m > 0)[:, None]
+        assert bool(got.isfinite().all())
+        torch.testing.assert_close(
+            got.double() * (-top).exp(), want, rtol=within, atol=within * float(want.abs().max())
+        )

@@ -10,11 +10,14 @@ from osmose.dynamics import (
     Adaptive,
     Attention,
     Circle,
+    ClustersLeft,
     Euclidean,
     Euler,
     EulerMaruyama,
     Field,
+    GradientBelow,
     Layer,
+    PairMerged,
     Rescaled,
     Schedule,
     Sphere,
@@ -206,3 +209,39 @@ def test_refusals():
         Adaptive(0.0)
     with pytest.raises(ValueError, match="no terms"):
         Field()
+
+
+def test_events_of_many_systems_and_in_float32():
+    """Located together, each as it would be alone; a state keeps its type."""
+    x, near = sphere(6, 4, 3), [PairMerged(distance=0.3)]
+    for stepper in (Adaptive(1e-9), Euler(0.05)):
+        run = simulate(FIELD, x, [0, 20], stepper=stepper, events=near)
+        for i in range(6):
+            alone = simulate(FIELD, x[i], [0, 20], stepper=stepper, events=near)
+            torch.testing.assert_close(
+                run.events["pair_merged"][i], alone.events["pair_merged"], rtol=1e-9, atol=1e-12
+            )
+    with pytest.warns(UserWarning, match="float32"):
+        single = simulate(FIELD, x.float(), [0, 20], stepper=Euler(0.05), events=near)
+    assert single.final.dtype == torch.float32
+    torch.testing.assert_close(single.events["pair_merged"], run.events["pair_merged"], rtol=1e-3, atol=1e-3)
+
+
+def test_states_that_no_memory_holds_are_refused():
+    with pytest.raises(ValueError, match="save=False"):
+        simulate(FIELD, torch.ones(1, 1, dtype=F64).expand(10**7, 10**6), [0.0, 1.0])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_the_events_of_a_step_the_first_terminal_one_counts(turned):
+    """Whatever the order in which they are listed."""
+    x = torch.tensor([[[-1.0], [1.0]]], dtype=F64)
+    shrinking = Field(Attention(0.0, value=0.0), drift=lambda x, t: -x)
+    early, late = PairMerged(distance=1.0), ClustersLeft(count=1, scale=0.9)
+    never = GradientBelow(tolerance=0.4, terminal=False)
+    events = [never, late, early] if turned else [early, late, never]
+    run = simulate(shrinking, x, [0.0, 0.9], space=Euclidean(), stepper=Euler(0.9), events=events)
+    assert float(run.events["pair_merged"][0]) == pytest.approx(0.5)
+    assert math.isnan(float(run.events["clusters_left"][0]))
+    assert math.isnan(float(run.events["gradient_below"][0]))
+    torch.testing.assert_close(run.final, x / 2)

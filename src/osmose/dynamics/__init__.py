@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import observables
 from .adaptive import Adaptive, Stiff
+from .arc_length import ArcLength
 from .clusters import MergeHistory, Stage, merge_model
 from .events import ClustersLeft, Event, GradientBelow, HemisphereEntered, PairMerged, Plateau
 from .fields import Field, FieldEnergy, Schedule, perceptron
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RK4",
     "Adaptive",
+    "ArcLength",
     "Attention",
     "Circle",
     "ClustersLeft",

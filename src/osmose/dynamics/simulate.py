@@ -6,6 +6,7 @@ Shapes: ``...`` leading dimensions (systems), merged to ``P``; states ``(..., n,
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -114,7 +115,8 @@ def simulate(
         A :class:`Solution`; failures are told by its ``status`` and in a warning, they do not raise.
 
     Raises:
-        ValueError: a start that is not on the space, times that do not rise, tokens that do not fit, events of one name.
+        ValueError: a start that is not on the space, times that do not rise, tokens that do not fit, events of one name,
+            states to keep that no memory holds.
 
     Memory: the states asked for, and a few of their size. Time: that of the field.
 
@@ -139,6 +141,8 @@ def simulate(
         raise ValueError(
             f"simulate: the start is {x0.dtype}; expected float64 (or float32), halves lose the motion."
         )
+    space.admit(field)
+    _refuse_memory(x0, len(at) if save else 1)
     mass = _mass(x0, tokens)
     x = space.check(x0, mass)
     notes = list(space.notes(_few(x)))
@@ -244,8 +248,9 @@ class _Run:
         """On to later times; the states there ``(K, ..., n, d)``, or the last alone."""
         kept = []
         for k, t in enumerate(times.tolist()):
-            # from one output to the next, cut where the field is switched
-            cuts = [self.t, *(b for b in self.motion.field.breaks if self.t < b < t), t]
+            # from one output to the next, cut where field or space are switched
+            switches = sorted({*self.motion.field.breaks, *self.motion.space.breaks})
+            cuts = [self.t, *(b for b in switches if self.t < b < t), t]
             for a, b in pairwise(cuts):
                 self.now = self._at(a)
                 self.x = self.stepper.advance(
@@ -270,7 +275,7 @@ class _Run:
         return math.log(t) if self.motion.log_time else t
 
     def _at(self, t: float) -> Motion:
-        return replace(self.motion, field=self.motion.field.at(t))
+        return replace(self.motion, field=self.motion.field.at(t), space=self.motion.space.at(t))
 
     def _state(self) -> Tensor:
         return self.x.reshape(1, *self.lead, *self.x.shape[-2:])
@@ -331,32 +336,39 @@ class _Run:
             new = torch.where(bad[:, None, None], old, new)
             self.memory["status"][systems[bad]] = int(Status.NOT_FINITE)
         stopped = bad
-        for event in self.events:
-            pending = torch.isnan(self.happened[event.name][systems]) & ~stopped
-            some = pending.nonzero().squeeze(-1)
-            if not len(some):
-                continue
-            some = some[self._value(event, systems[some], new[some], s[some] + h[some]) <= 0]
-            if not len(some):
-                continue
-            low, high = (
-                torch.zeros_like(s[some]),
-                torch.ones_like(s[some]),
-            )
-            at = new[some]
-            for _ in range(HALVINGS):
-                middle = (low + high) / 2
-                there = torch.cat([redo(some[i : i + 1], middle[i : i + 1]) for i in range(len(some))])
-                past = self._value(event, systems[some], there, s[some] + middle * h[some]) <= 0
-                high, low = torch.where(past, middle, high), torch.where(past, low, middle)
-                at = torch.where(past[:, None, None], there, at)
-            when = s[some] + high * h[some]
-            self.happened[event.name][systems[some]] = when.exp() if self.motion.log_time else when
+        hits = [hit for event in self.events if (hit := self._located(event, systems, ~bad, new, s, h, redo))]
+        # of the terminal events of a step the first one counts, and nothing after it
+        end = torch.full_like(s, math.inf)
+        for event, some, when, at in hits:
             if event.terminal:
-                new = new.index_copy(0, some, at)
-                stopped = stopped.index_fill(0, some, True)
-                self.memory["status"][systems[some]] = int(Status.EVENT)
-        return new, stopped
+                first = when < end[some]
+                end[some] = torch.minimum(end[some], when)
+                new = new.index_copy(0, some[first], at[first])
+        for event, some, when, _ in hits:
+            some, when = some[when <= end[some]], when[when <= end[some]]
+            self.happened[event.name][systems[some]] = when.exp() if self.motion.log_time else when
+        by_event = torch.isfinite(end)
+        self.memory["status"][systems[by_event]] = int(Status.EVENT)
+        return new, stopped | by_event
+
+    def _located(
+        self, event: Event, systems: Tensor, among: Tensor, new: Tensor, s: Tensor, h: Tensor, redo: Redo
+    ) -> tuple[Event, Tensor, Tensor, Tensor] | None:
+        """The systems to which the event happens in a step, when, and their states then; None for no system."""
+        some = (torch.isnan(self.happened[event.name][systems]) & among).nonzero().squeeze(-1)
+        if len(some):
+            some = some[self._value(event, systems[some], new[some], s[some] + h[some]) <= 0]
+        if not len(some):
+            return None
+        low, high = torch.zeros(len(some), dtype=torch.float64), torch.ones(len(some), dtype=torch.float64)
+        at = new[some]
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            there = redo(some, middle)
+            past = self._value(event, systems[some], there, s[some] + middle * h[some]) <= 0
+            high, low = torch.where(past, middle, high), torch.where(past, low, middle)
+            at = torch.where(past[:, None, None], there, at)
+        return event, some, s[some] + high * h[some], at
 
     def _stop(self, which: Tensor) -> None:
         self.memory["status"][which & self.active] = int(Status.EVENT)
@@ -378,6 +390,20 @@ class _Run:
 def _few(x: Tensor) -> Tensor:
     """Some systems of a batch, which stand for it where symmetries of the start are looked for."""
     return x.reshape(-1, *x.shape[-2:])[:16] if x.numel() else x
+
+
+def _refuse_memory(x: Tensor, count: int) -> None:
+    """Raise where the states to be kept are more than the machine holds, before hours are spent on them."""
+    need = count * x.numel() * x.element_size()
+    if x.device.type == "cpu":
+        holds = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        holds = torch.cuda.get_device_properties(x.device).total_memory if x.device.type == "cuda" else need
+    if need > holds:
+        raise ValueError(
+            f"simulate: {count} states of shape {tuple(x.shape)} are {need / 2**30:.3g} GiB, and the {x.device.type} holds "
+            f"{holds / 2**30:.3g}; keep fewer times, or save=False with observe=Recorder([...])."
+        )
 
 
 def _clusters(field: Field) -> bool:

@@ -27,6 +27,14 @@ class Space:
     """A space of tokens. Flat unless it says otherwise."""
 
     reach = math.inf  # length of a tangent that exp can follow
+    breaks: tuple[float, ...] = ()  # times at which the motion is switched; no step goes over them
+
+    def at(self, t: float) -> Space:
+        """The space in force from time t on: itself, if nothing is switched."""
+        return self
+
+    def admit(self, field: Field) -> None:
+        """Raise ValueError for a field that cannot run here."""
 
     def check(self, x: Tensor, mass: Tensor | None = None) -> Tensor:
         """The start of a run, made good or refused.

@@ -110,7 +110,7 @@ class FixedStep(Stepper):
             ) -> Tensor:
                 part = here.take(some, len(old))
                 kept = None if noise is None else noise[some]
-                return self.step(part, old[some], s, h * share[:, None, None], kept)
+                return self.step(part, old[some], s, h * share[:, None, None].to(old.dtype), kept)
 
             when = torch.full((len(index),), s, dtype=torch.float64, device=x.device)
             new, stopped = watch(index, old, when, new, torch.full_like(when, h), redo)

@@ -22,11 +22,13 @@ from .. import laws
 from ..laws.base import Law
 from ..mixers import mixer_operator, softmax_attention
 from ..operators import Causal, LowRank, Operator, Pairwise, ScoreKernel
+from ..operators.streaming import row_max
 from ..tokens import Tokens
 
 KERNELS = ("exp", "sigmoid", "linear", "hardmax")
-CHUNK = 2**22  # scores formed at once, by the hard maximum and for small systems
-SMALL_ROW, SMALL_MEAN = 256, 1024  # tokens up to which forming the scores is faster than streaming them
+CHUNK = 2**22  # scores formed at once by the hard maximum
+TILE = 2**17  # scores that fit the cache
+SMALL_MEAN = 1024  # tokens up to which the law mean is faster by its matrix than by one more key
 
 
 class Term(Protocol):
@@ -63,11 +65,12 @@ class Attention:
 
     Raises:
         ValueError: names that are not known, combinations without meaning, weights of the wrong shape; when called, an
-            exponential kernel under ``mean`` whose weights overflow.
+            exponential kernel under ``mean`` with an e^beta that overflows. (Weights that Q, K or long tokens make overflow are
+            not finite in the result, and in a run give the status ``NOT_FINITE``.)
 
     Cost: ``exp`` is ``scaled_dot_product_attention`` (the law mean by one more key, which returns the normaliser), time n^2 d,
-    memory n d, with masses in its additive mask; causal under ``mean`` the law's own products. Small systems form their
-    scores, which is faster there.
+    memory n d, with masses in its additive mask; causal under ``mean`` the law's own products. Up to 1024 tokens the law mean
+    forms its weights tile by tile, which is faster there.
 
     >>> Attention(2.0)(torch.eye(2)).shape
     torch.Size([2, 2])
@@ -141,9 +144,6 @@ class Attention:
 
     def carry(self, x: Tensor, v: Tensor, tokens: Tokens | None = None) -> Tensor:
         """``sum_j P_ij(x) v_j`` for any values ``(..., n, c)``."""
-        free = (tokens is None or tokens.mass is None) and not self.causal
-        if self.kernel == "exp" and free and self._small(x):
-            return self._formed(x, v)
         if self.kernel == "exp" and self.law_name == "row":
             return _soft(self._queries(x), _turned(x, self.key), v, tokens, self.causal)
         if self.kernel == "exp" and self.law_name == "mean" and not self.causal:
@@ -204,30 +204,16 @@ class Attention:
         return b.unsqueeze(-1).unsqueeze(-1)
 
     def _queries(self, x: Tensor) -> Tensor:
+        if isinstance(self.beta, (int, float)):
+            return self.beta * _turned(x, self.query)
         return self.inverse_temperature(x) * _turned(x, self.query)
-
-    def _small(self, x: Tensor) -> bool:
-        most = {"row": SMALL_ROW, "mean": SMALL_MEAN}.get(self.law_name, 0)
-        return x.shape[-2] <= most and x.shape[:-1].numel() * x.shape[-2] <= CHUNK
-
-    def _formed(self, x: Tensor, v: Tensor) -> Tensor:
-        """SA and USA by their matrices."""
-        scores = self._queries(x) @ _turned(x, self.key).mT
-        if self.law_name == "row":
-            return scores.softmax(-1) @ v
-        self.refuse_overflow(x)
-        if self.scaled:
-            scores = scores - self.inverse_temperature(x)
-        return scores.exp() @ v / x.shape[-2]
 
     def refuse_overflow(self, x: Tensor) -> None:
         """Raise where ``e^beta``, which no shift divides out, has no place in the type of x."""
         if self.scaled:
             return
-        top, limit = (
-            float(torch.as_tensor(self.beta).detach().abs().max()),
-            math.log(torch.finfo(x.dtype).max),
-        )
+        top = abs(self.beta) if isinstance(self.beta, (int, float)) else float(self.beta.detach().abs().max())
+        limit = math.log(torch.finfo(x.dtype).max)
         if top > limit - 1:
             raise ValueError(
                 f"Attention: beta = {top:g} under law {self.law_name} in {x.dtype}: e^beta overflows (the limit is beta = "
@@ -235,36 +221,22 @@ class Attention:
             )
 
     def _mean_field(self, x: Tensor, v: Tensor, tokens: Tokens | None) -> Tensor:
-        """The sum without its normaliser from softmax, by one more source of score beta that returns its own weight.
-
-        That weight is ``w = e^b / (Z + e^b)``, so that ``out / w = sum_j m_j e^{s_ij - b} v_j``.
-        """
+        """``sum_j m_j e^{s_ij} v_j / sum_j m_j``: few tokens by the formula itself, many streamed."""
         self.refuse_overflow(x)
-        b, one = self.inverse_temperature(x), torch.ones_like(x[..., :1])
-        q = torch.cat([self._queries(x), one], -1)
-        k = F.pad(_turned(x, self.key), (0, 1, 0, 1))
-        sink = (b * torch.ones_like(x[..., :1, :1]))[..., 0, 0]
-        k = k.clone()
-        k[..., -1, -1] = sink
-        values = F.pad(v, (0, 1, 0, 1))
-        values = values.clone()
-        values[..., -1, -1] = 1.0
-        sources, total = None, float(x.shape[-2])
-        mass = None if tokens is None else tokens.mass
-        if mass is not None:
-            mass = mass.to(x.dtype)
-            sources = Tokens(x.shape[-2] + 1, F.pad(mass, (0, 1), value=1.0))
-        out = _soft(q, k, values, sources, False, targets=Tokens(x.shape[-2], mass))
-        w, out = out[..., -1:], out[..., :-1]
-        share = (
-            1 / total
-            if mass is None
-            else 1 / mass.sum(-1)[..., None, None].clamp(min=torch.finfo(x.dtype).tiny)
-        )
-        if mass is not None:
-            w = torch.where(mass.unsqueeze(-1) > 0, w, 1.0)
-        out = out / w * share
-        return out if self.scaled else out * b.exp()
+        q, k, n = self._queries(x), _turned(x, self.key), x.shape[-2]
+        mass = None if tokens is None or tokens.mass is None else tokens.mass.to(x.dtype)
+        less: Tensor | float = 0.0
+        if self.scaled:
+            less = self.beta if isinstance(self.beta, (int, float)) else self.inverse_temperature(x)
+        if n <= SMALL_MEAN:
+            out = _exponentials(q, k, v, less, mass)
+        else:
+            sink = _sink(q.detach(), k.detach(), mass)
+            out = _by_sink(q, k, v, sink, mass) * torch.exp(sink - less)
+        if mass is None:
+            return out / n
+        out = out / mass.sum(-1)[..., None, None].clamp(min=torch.finfo(x.dtype).tiny)
+        return torch.where(mass.unsqueeze(-1) > 0, out, 0.0)
 
     def _hard(self, x: Tensor, v: Tensor, tokens: Tokens | None) -> Tensor:
         q, k = self.inverse_temperature(x).sign() * _turned(x, self.query), _turned(x, self.key)
@@ -342,11 +314,70 @@ def _soft(
             return t
         return Tokens(t.n, t.mass.expand(*lead, t.n).reshape(-1, 1, t.n))
 
-    q = q * math.sqrt(q.shape[-1])
-    out = softmax_attention(
-        four(q), four(k), four(v), targets=masses(targets), sources=masses(tokens), causal=causal
-    )
+    if tokens is None or tokens.mass is None:
+        # the same kernel, without what a call for tokens with mass costs small systems
+        out = F.scaled_dot_product_attention(four(q), four(k), four(v), is_causal=causal, scale=1.0)
+    else:
+        out = softmax_attention(
+            four(q * math.sqrt(q.shape[-1])),
+            four(k),
+            four(v),
+            targets=masses(targets),
+            sources=masses(tokens),
+            causal=causal,
+        )
     return out.reshape(*lead, n, v.shape[-1])
+
+
+def _exponentials(q: Tensor, k: Tensor, v: Tensor, less: Tensor | float, mass: Tensor | None) -> Tensor:
+    """``sum_j m_j e^{s_ij - less} v_j`` by their matrices, a tile that fits the cache at a time."""
+    lead, n = q.shape[:-2], q.shape[-2]
+    q, k, v = (y.reshape(-1, *y.shape[-2:]) for y in (q, k, v))
+    if isinstance(less, Tensor):
+        less = less.expand(*lead, 1, 1).reshape(-1, 1, 1)
+    if mass is not None:
+        mass = mass.expand(*lead, n).reshape(-1, 1, n)
+    out, few, size = [], max(1, TILE // max(n, 1)), max(1, TILE // max(n * n, 1))
+    for i in range(0, max(len(q), 1), size):
+        at = slice(i, i + size)
+        rows = []
+        for j in range(0, max(n, 1), few):
+            s = q[at, j : j + few] @ k[at].mT
+            if isinstance(less, Tensor) or less:
+                s = s - (less[at] if isinstance(less, Tensor) else less)
+            if mass is not None:
+                s = s.masked_fill(mass[at] <= 0, -torch.inf)
+            w = s.exp()
+            rows.append((w if mass is None else w * mass[at]) @ v[at])
+        out.append(rows[0] if len(rows) == 1 else torch.cat(rows, -2))
+    return (out[0] if len(out) == 1 else torch.cat(out)).reshape(*lead, n, v.shape[-1])
+
+
+def _sink(q: Tensor, k: Tensor, mass: Tensor | None) -> Tensor:
+    """Scores ``(..., n, 1)`` not below those of a row, and not so far above that the weights beside them vanish."""
+    length = k.norm(dim=-1)
+    if mass is not None:
+        length = torch.where(mass > 0, length, 0.0)
+    bound = q.norm(dim=-1, keepdim=True) * length.amax(-1)[..., None, None]
+    if 4 * float(bound.max()) < math.log(torch.finfo(q.dtype).max):
+        return bound
+    # scores are anywhere in [-bound, bound], and e^{-2 bound} may be below the smallest float
+    top = row_max(q, k, present=None if mass is None else mass > 0).unsqueeze(-1)
+    return torch.where(torch.isfinite(top), top, 0.0)
+
+
+def _by_sink(q: Tensor, k: Tensor, v: Tensor, sink: Tensor, mass: Tensor | None) -> Tensor:
+    """``sum_j m_j e^{s_ij - sink_i} v_j`` from softmax, by one more source of score ``sink_i`` that returns its own weight.
+
+    That weight is ``w = e^{sink} / (Z + e^{sink})``, and the other values come out times ``w e^{-sink}``.
+    """
+    lead = torch.broadcast_shapes(q.shape[:-2], sink.shape[:-2])
+    q = torch.cat([q, sink.expand(*lead, -1, -1)], -1)
+    k, values = F.pad(k, (0, 1, 0, 1)), F.pad(v, (0, 1, 0, 1))
+    k[..., -1, -1] = values[..., -1, -1] = 1.0
+    tokens = None if mass is None else Tokens(k.shape[-2], F.pad(mass, (0, 1), value=1.0))
+    out = _soft(q, k, values, tokens, False, targets=Tokens(q.shape[-2]))
+    return out[..., :-1] / out[..., -1:]
 
 
 def _law(law: str | Law) -> Law:
