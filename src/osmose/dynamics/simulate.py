@@ -360,7 +360,7 @@ class _Run:
             some = some[self._value(event, systems[some], new[some], s[some] + h[some]) <= 0]
         if not len(some):
             return None
-        low, high = torch.zeros(len(some), dtype=torch.float64), torch.ones(len(some), dtype=torch.float64)
+        low, high = torch.zeros_like(s[some]), torch.ones_like(s[some])
         at = new[some]
         for _ in range(HALVINGS):
             middle = (low + high) / 2

@@ -28,6 +28,7 @@ from ..tokens import Tokens
 KERNELS = ("exp", "sigmoid", "linear", "hardmax")
 CHUNK = 2**22  # scores formed at once by the hard maximum
 TILE = 2**17  # scores that fit the cache
+FEW = 2**13  # scores whose computing is shorter than a call of the fused kernel
 SMALL_MEAN = 1024  # tokens up to which the law mean is faster by its matrix than by one more key
 
 
@@ -181,6 +182,8 @@ class Attention:
             raise ValueError(
                 f"Attention: x is {x.dtype} of shape {tuple(x.shape)}; expected floats (..., n, d), n tokens in R^d."
             )
+        if self.query is None and self.key is None and self.value is None:
+            return
         for name in ("query", "key", "value"):
             w = getattr(self, name)
             if isinstance(w, Tensor) and w.shape[-1] != x.shape[-1]:
@@ -314,7 +317,10 @@ def _soft(
             return t
         return Tokens(t.n, t.mass.expand(*lead, t.n).reshape(-1, 1, t.n))
 
-    if tokens is None or tokens.mass is None:
+    free = tokens is None or tokens.mass is None
+    if free and not causal and lead.numel() * n * k.shape[-2] <= FEW:
+        return (q @ k.mT).softmax(-1) @ v
+    if free:
         # the same kernel, without what a call for tokens with mass costs small systems
         out = F.scaled_dot_product_attention(four(q), four(k), four(v), is_causal=causal, scale=1.0)
     else:
@@ -332,25 +338,28 @@ def _soft(
 def _exponentials(q: Tensor, k: Tensor, v: Tensor, less: Tensor | float, mass: Tensor | None) -> Tensor:
     """``sum_j m_j e^{s_ij - less} v_j`` by their matrices, a tile that fits the cache at a time."""
     lead, n = q.shape[:-2], q.shape[-2]
+    if lead.numel() * n * n <= TILE:
+        return _tile(q, k, v, less, None if mass is None else mass.unsqueeze(-2))
     q, k, v = (y.reshape(-1, *y.shape[-2:]) for y in (q, k, v))
     if isinstance(less, Tensor):
         less = less.expand(*lead, 1, 1).reshape(-1, 1, 1)
     if mass is not None:
         mass = mass.expand(*lead, n).reshape(-1, 1, n)
-    out, few, size = [], max(1, TILE // max(n, 1)), max(1, TILE // max(n * n, 1))
-    for i in range(0, max(len(q), 1), size):
+    out, few, size = [], max(1, TILE // n), max(1, TILE // (n * n))
+    for i in range(0, len(q), size):
         at = slice(i, i + size)
-        rows = []
-        for j in range(0, max(n, 1), few):
-            s = q[at, j : j + few] @ k[at].mT
-            if isinstance(less, Tensor) or less:
-                s = s - (less[at] if isinstance(less, Tensor) else less)
-            if mass is not None:
-                s = s.masked_fill(mass[at] <= 0, -torch.inf)
-            w = s.exp()
-            rows.append((w if mass is None else w * mass[at]) @ v[at])
-        out.append(rows[0] if len(rows) == 1 else torch.cat(rows, -2))
-    return (out[0] if len(out) == 1 else torch.cat(out)).reshape(*lead, n, v.shape[-1])
+        part, m = less[at] if isinstance(less, Tensor) else less, None if mass is None else mass[at]
+        out.append(torch.cat([_tile(rows, k[at], v[at], part, m) for rows in q[at].split(few, -2)], -2))
+    return torch.cat(out).reshape(*lead, n, v.shape[-1])
+
+
+def _tile(q: Tensor, k: Tensor, v: Tensor, less: Tensor | float, mass: Tensor | None) -> Tensor:
+    s = q @ k.mT
+    if isinstance(less, Tensor) or less:
+        s = s - less
+    if mass is None:
+        return s.exp() @ v
+    return (s.masked_fill(mass <= 0, -torch.inf).exp() * mass) @ v
 
 
 def _sink(q: Tensor, k: Tensor, mass: Tensor | None) -> Tensor:
