@@ -17,7 +17,8 @@ F64 = torch.float64
 @pytest.mark.parametrize(("buckets", "longest"), [(32, 128), (8, 20), (64, 1000)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_buckets_are_those_of_t5(buckets, longest, causal):
-    t5 = pytest.importorskip("transformers.models.t5.modeling_t5")
+    from transformers.models.t5 import modeling_t5 as t5
+
     offsets = torch.arange(-2 * longest, 2 * longest + 1)
     wanted = t5.T5Attention._relative_position_bucket(offsets, not causal, buckets, longest)
     assert t5_bucket(offsets, buckets, longest, causal=causal).equal(wanted)
@@ -25,7 +26,8 @@ def test_buckets_are_those_of_t5(buckets, longest, causal):
 
 @pytest.mark.parametrize("heads", [1, 2, 6, 8, 12, 16])
 def test_slopes_are_those_of_alibi(heads):
-    bloom = pytest.importorskip("transformers.models.bloom.modeling_bloom")
+    from transformers.models.bloom import modeling_bloom as bloom
+
     bias = bloom.build_alibi_tensor(
         torch.ones(1, 2), heads, torch.float32
     )  # slope times the place of the source
@@ -33,7 +35,8 @@ def test_slopes_are_those_of_alibi(heads):
 
 
 def test_the_rotation_is_that_of_llama():
-    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    from transformers.models.llama import modeling_llama as llama
+
     d, n = 8, 11
     q, k = (torch.randn(2, 3, n, d, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     config = llama.LlamaConfig(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from osmose import nn as osmose_nn
-from osmose.mixers import MIXERS, mixer_operator
+from osmose.mixers import MIXERS
 from osmose.nn import POSITIONS, DecoderBlock, EncoderBlock, MultiheadMixer, replace_attention
 from osmose.nn.position import (
     T5,
@@ -23,7 +23,6 @@ from osmose.nn.position import (
     score,
 )
 from osmose.operators import DenseLimitError, dense_limit
-from osmose.ops.flow import PRESETS
 from osmose.tokens import Tokens
 
 F64 = torch.float64
@@ -495,28 +494,3 @@ def test_it_compiles_in_one_graph():
         x = points(B, N).float()
         compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(compiled(x, x, x, need_weights=False)[0], module(x, x, x)[0])
-
-
-@pytest.mark.parametrize("mixer", [name for name in MIXERS if name != "softmax"])
-@pytest.mark.parametrize("kind", ["padded", "packed"])
-def test_mixers_as_operators_are_the_mixers(mixer, kind):
-    """Every preset and normalisation, masses that are no ones, causal order: products, matrices."""
-    options = {
-        "flow": [{"preset": name} for name in PRESETS],
-        "diffusion": [{"normalization": name} for name in ("row", "frobenius", "none")],
-    }.get(mixer, [{}])
-    lead = (3,) if kind == "padded" else ()
-    q, k, v = (points(*lead, 2, N, seed=i, c=4) for i in range(3))
-    mass = torch.tensor([[1.0, 1, 0.5, 2, 1, 1, 1], [1, 3, 1, 1, 0, 0, 0], [0] * 7], dtype=F64)
-    tokens = (
-        Tokens(N, mass).heads()
-        if kind == "padded"
-        else Tokens.of(N, batch=torch.tensor([0, 1, 0, 2, 1, 0, 1]))
-    )
-    for one in options:
-        both_ways = mixer == "diffusion-sigmoid" or one in ({"preset": "lra"}, {"normalization": "frobenius"})
-        for causal in (False,) if both_ways else (False, True):
-            call = {"targets": tokens, "sources": tokens, "causal": causal} | one
-            op, wanted = mixer_operator(mixer, q, k, **call), MIXERS[mixer].function(q, k, v, **call)
-            torch.testing.assert_close(op @ v, wanted)
-            torch.testing.assert_close(op.to_dense() @ v, wanted)
