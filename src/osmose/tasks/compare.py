@@ -247,7 +247,10 @@ def how(result: dict[str, Any]) -> str:
     made = result["comparison"]
     splits = made["splits"]
     text = f"Mean ± sample standard deviation (ddof 1) over {splits} splits" if splits > 1 else "One split"
-    text += f"; {result['protocol']} protocol; best epoch by validation, test looked at once per split; "
+    epoch = "best epoch by validation, test looked at once per split"
+    if result["protocol"] == "best-on-test":
+        epoch = "validation is the test part: the best epoch on test, for published tables that did the same"
+    text += f"; {result['protocol']} protocol; {epoch}; "
     if made["trials"]:
         chosen = (
             "the first split" if made["search_splits"] == 1 else f"the first {made['search_splits']} splits"
