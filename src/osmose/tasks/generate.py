@@ -33,6 +33,10 @@ def generate(
         raise ValueError(
             f"{folder.path} holds no language model but {saved.config.model.name} for {saved.config.data.source}"
         )
+    if "window" not in saved.preprocessing:
+        raise ValueError(
+            f"{folder.path} was saved before runs kept the window that they were trained on; train it again to generate from it"
+        )
     if prompt is None:
         alphabet = saved.preprocessing["alphabet"]
         prompt = "\n" if "\n" in alphabet else alphabet[0]
