@@ -65,7 +65,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """All but the arrays, as plain types; numbers that are not finite are null."""
         checks = [{**asdict(c.target), "measured": c.measured, "holds": c.holds} for c in self.checks]
-        return _plain(
+        return plain(
             {
                 "name": self.name,
                 "title": self.system.title,
@@ -160,11 +160,12 @@ def _array(value: Any) -> np.ndarray:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """JSON types; numbers that are not finite become null."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, np.integer):
