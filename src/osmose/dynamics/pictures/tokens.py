@@ -271,7 +271,11 @@ def _draw_trails(axes: Axes, paths: np.ndarray, rgba: np.ndarray, shown: np.ndar
     tints[..., 3] *= strength * np.linspace(0.12, 1.0, k - 1)[:, None]
     axes.add_collection(
         LineCollection(
-            segments.reshape(-1, 2, 2), colors=tints.reshape(-1, 4), linewidths=0.9, zorder=2, capstyle="butt"
+            list(segments.reshape(-1, 2, 2)),
+            colors=tints.reshape(-1, 4),
+            linewidths=0.9,
+            zorder=2,
+            capstyle="butt",
         ),
         autolim=False,
     )
