@@ -129,7 +129,7 @@ def _written(
     files = {"states": str(folder / "run.npz"), "figure": str(folder / "figure.png")}
     arrays = {name: value.numpy() for name, value in solution.results.items()}
     arrays |= {"times": solution.times.numpy(), "states": solution.states.numpy()}
-    whole(folder / "run.npz", lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+    whole(folder / "run.npz", lambda file: np.savez_compressed(file, **arrays))
     figure = overview(solution, problem.field)
     whole(folder / "figure.png", lambda file: figure.savefig(file, format="png", dpi=130))
     if command.movie != "none":

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ...__about__ import __version__
+from ..pictures import style
 from .base import Findings, System, Target, Told, silent
 
 
@@ -126,8 +127,9 @@ def reproduce(
 
 def _write(report: Report, folder: Path, about: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    figure = report.system.draw(report.findings)
-    whole(folder / "figure.png", lambda file: figure.savefig(file, format="png", dpi=150))
+    with style():
+        figure = report.system.draw(report.findings)
+        whole(folder / "figure.png", lambda file: figure.savefig(file, format="png", dpi=150))
     arrays = {key: _array(value) for key, value in report.findings.data.items()}
     whole(folder / "data.npz", lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
     made = {
