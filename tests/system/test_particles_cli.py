@@ -78,8 +78,10 @@ def test_a_missed_target_is_exit_code_1(
         def targets(self):
             return tuple(t for t in super().targets() if "min" in t.name)
 
-    monkeypatch.setitem(SYSTEMS, "movie/half-sphere", Backwards(half=True))
-    assert main(["reproduce", "movie/half-sphere", "--quick", "--out", str(tmp_path)]) == 1
+    monkeypatch.setitem(SYSTEMS, "movie/half-sphere", Backwards(half=True, until=2.0))
+    with pytest.raises(SystemExit) as stop:
+        main(["reproduce", "movie/half-sphere", "--quick", "--out", str(tmp_path)])
+    assert stop.value.code == 1
     text = capsys.readouterr().out
     assert "missed" in text
     assert "0 of 1 targets" in text

@@ -127,9 +127,6 @@ def reproduce(
 
 def _write(report: Report, folder: Path, about: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with style():
-        figure = report.system.draw(report.findings)
-        whole(folder / "figure.png", lambda file: figure.savefig(file, format="png", dpi=150))
     arrays = {key: _array(value) for key, value in report.findings.data.items()}
     whole(folder / "data.npz", lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
     made = {
@@ -143,6 +140,10 @@ def _write(report: Report, folder: Path, about: Mapping[str, Any]) -> None:
     }
     text = json.dumps({**report.to_json(), "made": made}, indent=2) + "\n"
     whole(folder / "report.json", lambda file: file.write(text.encode()))
+    # last: what was measured is safe by now
+    with style():
+        figure = report.system.draw(report.findings)
+        whole(folder / "figure.png", lambda file: figure.savefig(file, format="png", dpi=150))
 
 
 def whole(path: Path, write: Callable[[Any], Any]) -> None:
