@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..gram import Gram
 from ..simulate import Solution
 from ..trajectory import Trajectory
-from .moments import Colours, draw_state, moment_title, token_colours
+from .moments import Colours, draw_state, moment_title, token_colours, view_of
 from .style import figure, require_matplotlib, style
 from .tokens import View
 
@@ -86,7 +86,7 @@ def movie(
     frame = trajectory.at(trajectory.moments(64, log=log), log=log)
     chosen = token_colours(trajectory, colours, scale)
     behind = round(trail * count)
-    flat = view or View()
+    seen = view_of(trajectory, view)
     if isinstance(trajectory.space, Gram):
         axes.set_aspect("equal")
     bar: list[Any] = []
@@ -103,7 +103,7 @@ def movie(
             scale=scale,
             size=size,
             frame=frame,
-            view=View(flat.azimuth + turn * k / max(count - 1, 1), flat.elevation),
+            view=View(seen.azimuth + turn * k / max(count - 1, 1), seen.elevation),
         )
         axes.set_title(moment_title(float(times[k]), count_there), loc="center")
         if isinstance(trajectory.space, Gram) and not bar:

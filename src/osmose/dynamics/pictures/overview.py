@@ -17,7 +17,7 @@ from ..observables import distance_to_dirac
 from ..series import ExactCurve, energies, exact_curve, mean_products, products
 from ..simulate import Solution
 from ..trajectory import Trajectory
-from .moments import Colours, draw_state, moment_title, token_colours
+from .moments import Colours, draw_state, moment_title, token_colours, view_of
 from .style import COLOURS, EXACT, figure, outlined, style
 from .tokens import View
 
@@ -84,7 +84,7 @@ def overview(
         colours=token_colours(trajectory, colours, scale),
         scale=scale,
         frame=way,
-        view=view,
+        view=view_of(trajectory, view),
     )
     if isinstance(trajectory.space, Gram):
         made.colorbar(image, ax=left, shrink=0.6, label="inner product", location="bottom")
