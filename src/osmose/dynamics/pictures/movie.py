@@ -9,13 +9,13 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..gram import Gram
 from ..simulate import Solution
 from ..trajectory import Trajectory
+from .files import whole
 from .moments import Colours, draw_state, moment_title, token_colours, view_of
 from .style import figure, require_matplotlib, style
 from .tokens import View
@@ -145,17 +145,6 @@ def ffmpeg() -> str:
             "a .gif)",
             name="imageio_ffmpeg",
         ) from error
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A file to write beside ``path`` that takes its place once it is whole; interrupted, it is removed."""
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _write_mp4(made: Figure, frames: Iterator[None], path: Path, fps: int, dpi: int) -> None:

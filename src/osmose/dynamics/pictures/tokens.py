@@ -98,7 +98,7 @@ def draw_tokens(
         view: of ``sphere`` and ``space``.
 
     Returns:
-        The scatter of the tokens drawn, farthest first.
+        The scatter of the tokens drawn, farthest first, then the rarest colour.
 
     Raises:
         ValueError: shapes that do not fit, a place that does not fit the state.
@@ -129,7 +129,11 @@ def draw_tokens(
         rgba[:, 3] *= np.where(depth < 0, 0.45, 1.0) if place == "sphere" else 1 - 0.5 * back
         areas = areas * (1 - 0.5 * back)
     order = np.flatnonzero(shown)
-    order = order if depth is None else order[np.argsort(depth[order], kind="stable")]
+    if len(order):  # tokens at one place show the colour of most of them
+        _, kind, often = np.unique(rgba[order, :3], axis=0, return_inverse=True, return_counts=True)
+        often = often[kind.reshape(-1)]
+        nearness = np.zeros(len(order)) if depth is None else depth[order].round(1)
+        order = order[np.lexsort((often, nearness))]
     return axes.scatter(
         at[order, 0],
         at[order, 1],
