@@ -167,7 +167,7 @@ def test_tokens_on_a_line_and_in_space():
     x = 5 * draw(4, 3)
     view = View(10, 30)
     axes, _, at = drawn(x, view=view)
-    expected, depth = view.project(x.numpy())
+    expected, _ = view.project(x.numpy())
     np.testing.assert_allclose(np.sort(at, 0), np.sort(expected, 0))
     assert [t.get_text() for t in axes.texts] == ["x", "y", "z"]
     assert axes.get_xlim()[1] > np.abs(expected).max()
@@ -288,10 +288,8 @@ def test_overview_of_every_space(name):
     energy = next(a for title, a in panels.items() if title.startswith(("energy", "distance")))
     steps = next(a for title, a in panels.items() if title.startswith("clusters"))
     x = run.points()
-    if name in ("plane", "space"):
-        expected = distance_to_dirac(x, on="space")
-    else:
-        expected = normalised_energy(x, 4.0)
+    flat = name in ("plane", "space")
+    expected = distance_to_dirac(x, on="space") if flat else normalised_energy(x, 4.0)
     np.testing.assert_allclose(energy.lines[0].get_ydata(), expected)
     assert steps.lines[0].get_ydata().tolist() == cluster_count(x, run.scale()).tolist()
     cosines = next(a for title, a in panels.items() if title.endswith("of pairs"))
