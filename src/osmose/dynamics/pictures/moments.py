@@ -154,7 +154,8 @@ def snapshots(
         raise ValueError(f"snapshots: columns is {columns}; expected at least 1.")
     down = math.ceil(len(times) / across)
     top = 0.3 if title is None else 0.6
-    made, grid = figure(2.35 * across, 2.4 * down + top, down, across, squeeze=False)
+    tall = 1.4 if place_of(trajectory) == "line" else 2.4
+    made, grid = figure(2.35 * across, tall * down + top, down, across, squeeze=False)
     chosen, eye = token_colours(trajectory, colours, scale), view_of(trajectory, view)
     image: Any = None
     for k, axes in enumerate(grid.flat):
@@ -163,7 +164,7 @@ def snapshots(
             continue
         way = None
         if trail and k and times[k] > times[k - 1]:
-            way = trajectory.at(torch.linspace(float(times[k - 1]), float(times[k]), 40, dtype=torch.float64))
+            way = trajectory.at(_between(float(times[k - 1]), float(times[k]), log), log=log)
         image = draw_state(
             axes,
             trajectory,
@@ -185,6 +186,13 @@ def snapshots(
     if title is not None:
         made.suptitle(title)
     return made
+
+
+def _between(a: float, b: float, log: bool, count: int = 40) -> Tensor:
+    """Times from a to b, even in time or its logarithm."""
+    if log and a > 0:
+        return torch.linspace(math.log(a), math.log(b), count, dtype=torch.float64).exp().clamp(a, b)
+    return torch.linspace(a, b, count, dtype=torch.float64)
 
 
 def moment_title(t: float, count: int) -> str:
