@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .__about__ import __version__
 
 if TYPE_CHECKING:
-    from . import diagnostics, energy, inspection, laws, mixers, models, nn, operators, structure
+    from . import diagnostics, dynamics, energy, inspection, laws, mixers, models, nn, operators, structure
     from .energy import DescentMonitor, Energy
     from .models import DIFFormer
     from .nn import MultiheadMixer
@@ -31,6 +31,7 @@ __all__ = [
     "__version__",
     "diagnostics",
     "diffusion_attention",
+    "dynamics",
     "energy",
     "flow_attention",
     "inspection",

@@ -25,7 +25,7 @@ def test_readme_examples_run_in_order():
     assert scope["mixed"].shape == (100, 16)
 
 
-@pytest.mark.parametrize("page", ["docs/flow.md", "docs/mixed_product.md"])
+@pytest.mark.parametrize("page", ["docs/flow.md", "docs/mixed_product.md", "docs/dynamics.md"])
 def test_examples_of_the_pages_run(page):
     scope: dict = {}
     for example in blocks(page):
@@ -62,6 +62,7 @@ def test_public_surface():
         "__version__",
         "diagnostics",
         "diffusion_attention",
+        "dynamics",
         "energy",
         "flow_attention",
         "inspection",

@@ -102,6 +102,8 @@ OPTIONS = {
     | {"--sequences", "--length", "--samples", "--probes", "--scored", "--seed", "--out"},
     "positions": COMMON
     | {"--tasks", "--options", "--mixers", "--seeds", "--steps", "--jobs", "--out", "--overwrite"},
+    "simulate": COMMON | {"--list", "--set", "--movie", "--payload", "--out"},
+    "reproduce": COMMON | {"--all", "--quick", "--out"},
     "doctor": COMMON,
 }
 

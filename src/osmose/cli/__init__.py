@@ -20,6 +20,8 @@ VERBS = {
     "heads": "what the attention heads of a run do: fixed, shift or content, and whether they can be replaced",
     "adaptivity": "how much of a run's attention depends on the input, layer by layer",
     "positions": "position encodings and shifts on two toy tasks, in length and longer",
+    "simulate": "tokens as interacting particles: a named system, its figure, movie and data",
+    "reproduce": "named systems of particles against theory and papers: target, measured, tolerance",
     "doctor": "check the installation",
 }
 

@@ -19,6 +19,7 @@ from .spaces import Circle, Euclidean, Rescaled, Space, Sphere
 from .status import Status
 from .steppers import RK4, Euler, EulerMaruyama, Layer, Stepper, stability_bound
 from .terms import Attention, Mixed
+from .trajectory import Trajectory
 
 if TYPE_CHECKING:
     from . import pictures, theory
@@ -54,6 +55,7 @@ __all__ = [
     "Status",
     "Stepper",
     "Stiff",
+    "Trajectory",
     "gram_matrix",
     "merge_model",
     "observables",

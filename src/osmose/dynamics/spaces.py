@@ -221,7 +221,7 @@ class Sphere(Space):
         return _unit(x + a)
 
     def tangent(self, x: Tensor, a: Tensor) -> Tensor:
-        return a - (a * x).sum(-1, keepdim=True) * x
+        return torch.addcmul(a, (a * x).sum(-1, keepdim=True), x, value=-1)
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """Angles, exact for close and for opposite tokens."""

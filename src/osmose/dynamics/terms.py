@@ -28,7 +28,7 @@ from ..tokens import Tokens
 KERNELS = ("exp", "sigmoid", "linear", "hardmax")
 CHUNK = 2**22  # scores formed at once by the hard maximum
 TILE = 2**17  # scores that fit the cache
-FEW = 2**13  # scores whose computing is shorter than a call of the fused kernel
+FEW = 2**16  # scores up to which their matrix is faster than the fused kernel
 SMALL_MEAN = 1024  # tokens up to which the law mean is faster by its matrix than by one more key
 
 
@@ -146,6 +146,9 @@ class Attention:
     def carry(self, x: Tensor, v: Tensor, tokens: Tokens | None = None) -> Tensor:
         """``sum_j P_ij(x) v_j`` for any values ``(..., n, c)``."""
         if self.kernel == "exp" and self.law_name == "row":
+            free = not self.causal and (tokens is None or tokens.mass is None)
+            if free and x.numel() * x.shape[-2] <= FEW * x.shape[-1]:
+                return self._scores(x).softmax(-1) @ v
             return _soft(self._queries(x), _turned(x, self.key), v, tokens, self.causal)
         if self.kernel == "exp" and self.law_name == "mean" and not self.causal:
             return self._mean_field(x, v, tokens)
@@ -211,6 +214,13 @@ class Attention:
             return self.beta * _turned(x, self.query)
         return self.inverse_temperature(x) * _turned(x, self.query)
 
+    def _scores(self, x: Tensor) -> Tensor:
+        """``beta <Q x_i, K x_j>``; of two-dimensional x by one call, which is what small systems wait for."""
+        if x.ndim == 2 and isinstance(self.beta, (int, float)):
+            q, k = _turned(x, self.query), _turned(x, self.key)
+            return torch.addmm(x.new_empty(()), q, k.mT, beta=0, alpha=self.beta)
+        return self._queries(x) @ _turned(x, self.key).mT
+
     def refuse_overflow(self, x: Tensor) -> None:
         """Raise where ``e^beta``, which no shift divides out, has no place in the type of x."""
         if self.scaled:
@@ -226,7 +236,11 @@ class Attention:
     def _mean_field(self, x: Tensor, v: Tensor, tokens: Tokens | None) -> Tensor:
         """``sum_j m_j e^{s_ij} v_j / sum_j m_j``: few tokens by the formula itself, many streamed."""
         self.refuse_overflow(x)
-        q, k, n = self._queries(x), _turned(x, self.key), x.shape[-2]
+        n = x.shape[-2]
+        if (tokens is None or tokens.mass is None) and x.numel() * n <= TILE * x.shape[-1]:
+            s = self._scores(x)
+            return (s - self.inverse_temperature(x) if self.scaled else s).exp() @ v / n
+        q, k = self._queries(x), _turned(x, self.key)
         mass = None if tokens is None or tokens.mass is None else tokens.mass.to(x.dtype)
         less: Tensor | float = 0.0
         if self.scaled:
@@ -317,10 +331,7 @@ def _soft(
             return t
         return Tokens(t.n, t.mass.expand(*lead, t.n).reshape(-1, 1, t.n))
 
-    free = tokens is None or tokens.mass is None
-    if free and not causal and lead.numel() * n * k.shape[-2] <= FEW:
-        return (q @ k.mT).softmax(-1) @ v
-    if free:
+    if tokens is None or tokens.mass is None:
         # the same kernel, without what a call for tokens with mass costs small systems
         out = F.scaled_dot_product_attention(four(q), four(k), four(v), is_causal=causal, scale=1.0)
     else:
@@ -338,8 +349,6 @@ def _soft(
 def _exponentials(q: Tensor, k: Tensor, v: Tensor, less: Tensor | float, mass: Tensor | None) -> Tensor:
     """``sum_j m_j e^{s_ij - less} v_j`` by their matrices, a tile that fits the cache at a time."""
     lead, n = q.shape[:-2], q.shape[-2]
-    if lead.numel() * n * n <= TILE:
-        return _tile(q, k, v, less, None if mass is None else mass.unsqueeze(-2))
     q, k, v = (y.reshape(-1, *y.shape[-2:]) for y in (q, k, v))
     if isinstance(less, Tensor):
         less = less.expand(*lead, 1, 1).reshape(-1, 1, 1)

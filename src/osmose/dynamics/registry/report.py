@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ...__about__ import __version__
+from ..pictures import style
 from .base import Findings, System, Target, Told, silent
 
 
@@ -65,7 +66,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """All but the arrays, as plain types; numbers that are not finite are null."""
         checks = [{**asdict(c.target), "measured": c.measured, "holds": c.holds} for c in self.checks]
-        return _plain(
+        return plain(
             {
                 "name": self.name,
                 "title": self.system.title,
@@ -126,8 +127,6 @@ def reproduce(
 
 def _write(report: Report, folder: Path, about: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    figure = report.system.draw(report.findings)
-    whole(folder / "figure.png", lambda file: figure.savefig(file, format="png", dpi=150))
     arrays = {key: _array(value) for key, value in report.findings.data.items()}
     whole(folder / "data.npz", lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
     made = {
@@ -141,6 +140,10 @@ def _write(report: Report, folder: Path, about: Mapping[str, Any]) -> None:
     }
     text = json.dumps({**report.to_json(), "made": made}, indent=2) + "\n"
     whole(folder / "report.json", lambda file: file.write(text.encode()))
+    # last: what was measured is safe by now
+    with style():
+        figure = report.system.draw(report.findings)
+        whole(folder / "figure.png", lambda file: figure.savefig(file, format="png", dpi=150))
 
 
 def whole(path: Path, write: Callable[[Any], Any]) -> None:
@@ -160,11 +163,12 @@ def _array(value: Any) -> np.ndarray:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """JSON types; numbers that are not finite become null."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, np.integer):

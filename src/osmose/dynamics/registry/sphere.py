@@ -120,7 +120,7 @@ class SphereMovie(System):
 
     def draw(self, findings: Findings) -> Figure:
         assert findings.solution is not None
-        return snapshots(findings.solution, at=[0.0, *(self.until * k / 5 for k in range(1, 6))])
+        return snapshots(findings.solution, at=[self.until * share for share in (0.0, 0.1, 0.2, 0.4, 1.0)])
 
 
 SYSTEMS: dict[str, System] = {
