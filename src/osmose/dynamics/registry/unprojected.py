@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 RTOL = 1e-10
 LINKAGE = 0.01  # clusters: single linkage at this share of the spread of the start
 # what is left of a distance to a limit, e^{-lambda t}: read late enough to be small, and before it is rounding (2^-52 = e^-36)
-READ = (8.0, 36.0)
+READ = (8.0, 32.0)
 PAPER = "2305.05465v6"
 
 
