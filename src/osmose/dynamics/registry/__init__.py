@@ -6,7 +6,7 @@ A family of systems is a file that holds their class and a dictionary ``SYSTEMS`
 import difflib
 from typing import Any
 
-from . import equiangular, sphere
+from . import equiangular, hyperplanes, leaders, low_rank, one_dimension, sphere, unprojected, weights
 from .base import Findings, Problem, System, Target
 from .report import Check, Report, reproduce
 
@@ -22,7 +22,16 @@ __all__ = [
     "reproduce",
 ]
 
-SYSTEMS: dict[str, System] = {**sphere.SYSTEMS, **equiangular.SYSTEMS}
+SYSTEMS: dict[str, System] = {
+    **sphere.SYSTEMS,
+    **equiangular.SYSTEMS,
+    **unprojected.SYSTEMS,
+    **hyperplanes.SYSTEMS,
+    **one_dimension.SYSTEMS,
+    **leaders.SYSTEMS,
+    **low_rank.SYSTEMS,
+    **weights.SYSTEMS,
+}
 
 
 def named(name: str, **parameters: Any) -> System:

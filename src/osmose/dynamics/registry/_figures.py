@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 def moments(until: float) -> tuple[float, ...]:
     """The start, the times of the paper's pictures, and the end."""
     return 0.0, until / 12, until / 4, until
+
+
+def place_of(d: int) -> Literal["line", "plane", "space", "axes"]:
+    """Where tokens of ``R^d`` are drawn."""
+    return "line" if d == 1 else "plane" if d == 2 else "space" if d == 3 else "axes"
 
 
 def page(top: int, bottom: int, width: float = 9.6, height: float = 5.2) -> tuple[Figure, Any, list[Axes]]:

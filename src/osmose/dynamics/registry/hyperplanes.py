@@ -74,8 +74,10 @@ class GoodTriple(Unprojected):
             "points in all growing coordinates": self._points(solution),
         }
         measured |= {f"hyperplane {k + 1} at": v for k, v in enumerate(values[:3])}
-        data = {"times": solution.times, "states": solution.states, "leading": c, "width": width}
-        data |= {"groups": groups.labels, "values": np.array(values)}
+        data = {
+            "times": solution.times, "states": solution.states, "leading": c, "width": width,
+            "groups": groups.labels, "values": torch.tensor(values),
+        }  # fmt: skip
         return Findings(measured, data, solution)
 
     def _functionals(self, *, growing: bool) -> Tensor:

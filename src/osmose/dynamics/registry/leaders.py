@@ -23,7 +23,7 @@ from ..spaces import Rescaled
 from ..starts import box, seeded
 from ..steppers import Layer
 from ..terms import Attention
-from ._figures import decay, page
+from ._figures import decay, page, place_of
 from .base import Findings, Problem, System, Target, Told, silent
 from .hyperplanes import GoodTriple
 from .unprojected import PAPER
@@ -197,9 +197,7 @@ class Leaders(System):
             p = self.hard(x[k])
             for i, j in p.nonzero().tolist():
                 axes.plot(*x[k, [i, j], :2].mT, color="#999999", lw=0.6, alpha=0.8, zorder=1)
-            draw_tokens(
-                axes, x[k], colours=colours, frame=x[0], size=22, on="plane" if self.d == 2 else "axes"
-            )
+            draw_tokens(axes, x[k], colours=colours, frame=x[0], size=22, on=place_of(self.d))
             if self.d == 2:
                 some = x[k, lead[k]]
                 axes.scatter(
@@ -223,7 +221,7 @@ class Leaders(System):
             times, following.sum(-1), where="post", color=COLOURS[1], label="tokens that follow one leader"
         )
         bottom[1].set(xlabel="time", ylabel="tokens", xlim=(0, float(times[-1])), ylim=(0, self.n + 1))
-        bottom[1].yaxis.get_major_locator().set_params(integer=True)
+        bottom[1].locator_params(axis="y", integer=True)
         bottom[1].legend(loc="center right")
         return made
 
@@ -270,9 +268,7 @@ class SoftLeaders(GoodTriple):
                     axes.plot(
                         *z[k, [i, j], :2].mT, color="#777777", lw=0.9 * math.sqrt(float(p[i, j])), zorder=1
                     )
-            draw_tokens(
-                axes, z[k], colours=colours, frame=z, size=22, on="plane" if self.d == 2 else "axes"
-            )
+            draw_tokens(axes, z[k], colours=colours, frame=z, size=22, on=place_of(self.d))
             count = int((listeners(p) > 0).sum())
             axes.set_title(f"t = {float(times[k]):g}, leaders: {count}")
             axes.set(xlabel="", ylabel="")

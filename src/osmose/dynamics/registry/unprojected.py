@@ -23,7 +23,7 @@ from ..spaces import Euclidean, Rescaled
 from ..starts import box, seeded, uniform
 from ..steppers import Layer
 from ..terms import Attention
-from ._figures import decay, depth, moments, outline, page
+from ._figures import decay, depth, moments, outline, page, place_of
 from .base import Findings, Problem, System, Target, Told, silent
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ class Polytope(Unprojected):
                 colours=last,
                 frame=z[0, :, :k],
                 size=24,
-                on={2: "plane", 3: "space"}.get(k, "axes"),  # type: ignore[arg-type]
+                on=place_of(k),
             )
             outline(axes, z[index, :, :k])
             axes.set_title(f"t = {float(times[index]):g}")
