@@ -13,6 +13,7 @@ from .clusters import MergeHistory, Stage, merge_model
 from .events import ClustersLeft, Event, GradientBelow, HemisphereEntered, PairMerged, Plateau
 from .fields import Field, FieldEnergy, Schedule, perceptron
 from .gram import Gram, gram_matrix
+from .linearisation import Linearisation, linearise
 from .normalised import Normalised
 from .simulate import Solution, simulate
 from .spaces import Circle, Euclidean, Rescaled, Space, Sphere
@@ -41,6 +42,7 @@ __all__ = [
     "Gram",
     "HemisphereEntered",
     "Layer",
+    "Linearisation",
     "MergeHistory",
     "Mixed",
     "Normalised",
@@ -57,6 +59,7 @@ __all__ = [
     "Stiff",
     "Trajectory",
     "gram_matrix",
+    "linearise",
     "merge_model",
     "observables",
     "perceptron",
