@@ -43,7 +43,7 @@ bench: $(VENV)/.dev  ## speed and memory against published forms, one thread; wr
 reproduce: $(VENV)/.dev  ## every table of docs/results.md and docs/particles.md from scratch (hours)
 	$(BIN)/python -m benchmarks.reproduce
 	$(BIN)/python -m benchmarks.attention_maps
-	OMP_NUM_THREADS=1 $(BIN)/osmose reproduce --all
+	-OMP_NUM_THREADS=1 $(BIN)/osmose reproduce --all  # a missed target stands in the table
 	$(BIN)/python -m benchmarks.particles
 
 docs: $(VENV)/.docs  ## the documentation, in docs/_build/html
