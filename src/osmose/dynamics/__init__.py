@@ -1,7 +1,8 @@
 """Dynamics: tokens as interacting particles, depth as time.
 
 ``simulate(Field(Attention(beta)), x0, times)`` runs tokens; spaces say where they live, steppers how they move, events what
-stops them. ``theory`` holds every closed form with its source, ``observables`` streamed functions of a state.
+stops them; ``sweep`` does it over inverse temperatures, sizes and seeds. ``theory`` holds every closed form with its source,
+``observables`` streamed functions of a state.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from .simulate import Solution, simulate
 from .spaces import Circle, Euclidean, Rescaled, Space, Sphere
 from .status import Status
 from .steppers import RK4, Euler, EulerMaruyama, Layer, Stepper, stability_bound
+from .sweep import Statistic, SweepResult, sweep
 from .terms import Attention, Mixed
 from .trajectory import Trajectory
 
@@ -54,9 +56,11 @@ __all__ = [
     "Space",
     "Sphere",
     "Stage",
+    "Statistic",
     "Status",
     "Stepper",
     "Stiff",
+    "SweepResult",
     "Trajectory",
     "gram_matrix",
     "linearise",
@@ -66,6 +70,7 @@ __all__ = [
     "pictures",
     "simulate",
     "stability_bound",
+    "sweep",
     "theory",
 ]
 
