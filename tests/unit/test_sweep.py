@@ -30,8 +30,8 @@ from osmose.dynamics.observables import (
     cluster_count,
     energy,
     gram_spectrum,
+    mean_product,
     order_parameter,
-    pair_mean,
     product_histogram,
 )
 from osmose.dynamics.sweep.settings import described, differences
@@ -46,7 +46,7 @@ def attention(beta):
 
 def usual(beta):
     return [
-        Observable("pair_mean", pair_mean),
+        Observable("mean_product", mean_product),
         Observable("energy", partial(energy, beta=beta)),
         Observable("order", order_parameter, "last"),
         Observable("histogram", lambda x, mass=None: product_histogram(x, 8, mass=mass).share, "mean"),
@@ -73,7 +73,7 @@ def whole():
 
 def test_values_are_those_of_single_runs(whole):
     assert whole.settings["spaces"] == ["sphere", "gram", "sphere", "gram"]  # (4, 3), (4, 9), (7, 3), (7, 9)
-    assert whole.values["pair_mean"].shape == (2, 2, 3, 4, 3)
+    assert whole.values["mean_product"].shape == (2, 2, 3, 4, 3)
     assert whole.values["histogram"].shape == (2, 2, 3, 4, 8)
     starts = {}
 
@@ -91,7 +91,7 @@ def test_values_are_those_of_single_runs(whole):
 
 
 def test_the_same_seed_has_the_same_start_at_every_beta(whole):
-    first = whole.values["pair_mean"][..., 0]
+    first = whole.values["mean_product"][..., 0]
     assert bool((first == first[:, :, :1]).all())
     assert len(first[:, :, 0].unique()) == first[:, :, 0].numel()  # and its own at every (n, d, seed)
 
@@ -108,7 +108,7 @@ def test_chunks_do_not_matter(stepper, space, law):
 
 def test_spaces_agree():
     a, b = small(space="gram"), small(space="sphere")
-    for name in ("pair_mean", "energy", "order"):
+    for name in ("mean_product", "energy", "order"):
         torch.testing.assert_close(a.values[name], b.values[name], rtol=1e-6, atol=1e-7)
 
 
@@ -223,7 +223,7 @@ def test_settings_tell_functions_apart():
 def test_statistics_are_those_of_scipy(whole):
     from scipy import stats
 
-    s, x = whole["pair_mean"], whole.values["pair_mean"].numpy()
+    s, x = whole["mean_product"], whole.values["mean_product"].numpy()
     low, high = stats.t.interval(0.95, 3, loc=x.mean(3), scale=stats.sem(x, axis=3))
     for found, want in ((s.mean, x.mean(3)), (s.deviation, x.std(3, ddof=1)), (s.low, low), (s.high, high)):
         np.testing.assert_allclose(found.numpy(), want, rtol=1e-12, atol=1e-15)
@@ -235,8 +235,10 @@ def test_statistics_are_those_of_scipy(whole):
 
 def test_intervals_cover_the_mean_as_often_as_they_say():
     # the mean product of independent uniform tokens is 0; 300 sweeps of 6 seeds each, one by its d
-    seen = small(beta=0.0, n=2, d=3, seeds=1800, times=[0.0], observe=[Observable("pair_mean", pair_mean)])
-    x = seen.values["pair_mean"].view(300, 6)
+    seen = small(
+        beta=0.0, n=2, d=3, seeds=1800, times=[0.0], observe=[Observable("mean_product", mean_product)]
+    )
+    x = seen.values["mean_product"].view(300, 6)
     held = SweepResult(
         {"n": tuple(range(300))}, tuple(range(6)), seen.times, {"p": x}, frozenset(), torch.zeros(300, 6, dtype=torch.int64), 0.8
     )["p"]  # fmt: skip
@@ -287,18 +289,18 @@ def test_select_and_table(whole):
         a, b = part[name].high, whole[name].high[1][:, [2, 0]]
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     one = whole.select(n=4, d=9, beta=2.0)
-    assert one["pair_mean"].mean.shape == (3,)
+    assert one["mean_product"].mean.shape == (3,)
     lines = part.table(0.6).splitlines()
     assert lines[0] == "n = 7, t = 0.5"
     assert len(lines) == 2 + 4
-    assert f"{float(part['pair_mean'].mean[0, 0, 1]):.4g}" in lines[2]
+    assert f"{float(part['mean_product'].mean[0, 0, 1]):.4g}" in lines[2]
     assert "histogram" not in lines[1]
     assert len(one.table().splitlines()) == 3
     with pytest.raises(ValueError, match="no axis 'n'"):
         part.select(n=7)
     with pytest.raises(ValueError, match=r"beta = 3 is not of the sweep; there are 0\.5, 2, 6"):
         whole.select(beta=3.0)
-    with pytest.raises(KeyError, match="there are pair_mean"):
+    with pytest.raises(KeyError, match="there are mean_product"):
         whole["speed"]
 
 
@@ -357,5 +359,5 @@ def test_refused_before_anything_runs(what, monkeypatch):
 def test_starts_of_ones_own_are_brought_to_the_sphere():
     with pytest.warns(UserWarning, match="off the sphere"):
         out = small(start=lambda n, d, generator: 2 * torch.eye(n, d, dtype=F64), n=4, d=9)
-    assert float(out.values["pair_mean"][..., 0].abs().max()) == 0
+    assert float(out.values["mean_product"][..., 0].abs().max()) == 0
     assert any("equiangular" in note for note in out.notes)

@@ -6,11 +6,11 @@ What they cost stands with each. ``Recorder`` follows a run with them and keeps 
 from .attention import attention_entropy, attention_operator, boolean_distance, leaders, listeners
 from .centres import renyi_centres
 from .distances import closest, diameter, gap, gaps
-from .histogram import Histogram, close_share, pair_mean, product_histogram
+from .histogram import Histogram, close_share, mean_product, product_histogram
 from .hull import hemisphere_margin, hemisphere_pole, hull_volume
 from .interaction import dissipation, energy, energy_rate, log_interaction, normalised_energy
 from .linkage import Clusters, cluster_count, cluster_scale, clusters
-from .measure import distance_to_dirac, effective_rank, gram_spectrum, mean_product, order_parameter
+from .measure import distance_to_dirac, effective_rank, gram_spectrum, order_parameter
 from .record import (
     EnergyBalance,
     Observable,
@@ -56,7 +56,6 @@ __all__ = [
     "mean_product",
     "normalised_energy",
     "order_parameter",
-    "pair_mean",
     "product_histogram",
     "renyi_centres",
     "standard_observables",

@@ -90,14 +90,14 @@ def close_share(
     return close / torch.where(pairs > 0, pairs, 1.0)
 
 
-def pair_mean(x: Tensor, *, mass: Tensor | None = None, diagonal: bool = False) -> Tensor:
+def mean_product(x: Tensor, mass: Tensor | None = None, *, diagonal: bool = False) -> Tensor:
     r"""The mean of ``<x_i, x_j>`` over pairs, ``(...)``; 0 for a state without pairs. Time n d, no pair is formed.
 
     ``(|sum m_i x_i|^2 - sum m_i |x_i|^2) / (M^2 - M)``, with the diagonal ``|sum m_i x_i|^2 / M^2``: there the square of
     ``order_parameter``. Of independent uniform tokens on the sphere it has mean 0 and deviation ``sqrt(2 / (n (n - 1) d))``.
     """
-    x, m = weighted("pair_mean", x, mass)
-    _refuse_parts("pair_mean", m, diagonal)
+    x, m = weighted("mean_product", x, mass)
+    _refuse_parts("mean_product", m, diagonal)
     sums = (m.unsqueeze(-1) * x).sum(-2).square().sum(-1)
     pairs = m.sum(-1).square()
     if not diagonal:
