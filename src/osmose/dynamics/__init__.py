@@ -10,9 +10,11 @@ from . import observables
 from .adaptive import Adaptive, Stiff
 from .arc_length import ArcLength
 from .clusters import MergeHistory, Stage, merge_model
+from .effective_beta import EffectiveBeta, HeadBeta, effective_beta
 from .events import ClustersLeft, Event, GradientBelow, HemisphereEntered, PairMerged, Plateau
 from .fields import Field, FieldEnergy, Schedule, perceptron
 from .gram import Gram, gram_matrix
+from .hidden import LayerReading, ParticleReport, Spread, particle_report
 from .normalised import Normalised
 from .simulate import Solution, simulate
 from .spaces import Circle, Euclidean, Rescaled, Space, Sphere
@@ -30,6 +32,7 @@ __all__ = [
     "Attention",
     "Circle",
     "ClustersLeft",
+    "EffectiveBeta",
     "Euclidean",
     "Euler",
     "EulerMaruyama",
@@ -38,25 +41,31 @@ __all__ = [
     "FieldEnergy",
     "GradientBelow",
     "Gram",
+    "HeadBeta",
     "HemisphereEntered",
     "Layer",
+    "LayerReading",
     "MergeHistory",
     "Mixed",
     "Normalised",
     "PairMerged",
+    "ParticleReport",
     "Plateau",
     "Rescaled",
     "Schedule",
     "Solution",
     "Space",
     "Sphere",
+    "Spread",
     "Stage",
     "Status",
     "Stepper",
     "Stiff",
+    "effective_beta",
     "gram_matrix",
     "merge_model",
     "observables",
+    "particle_report",
     "perceptron",
     "simulate",
     "stability_bound",

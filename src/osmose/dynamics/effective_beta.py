@@ -112,7 +112,9 @@ class EffectiveBeta:
                 "(heads, targets, n) and (n, d): attention of a set on itself."
             )
         if self.sums is not None and len(self.sums) != len(weights):
-            raise ValueError(f"EffectiveBeta: {len(weights)} heads after {len(self.sums)}; expected the same.")
+            raise ValueError(
+                f"EffectiveBeta: {len(weights)} heads after {len(self.sums)}; expected the same."
+            )
         precision = max(torch.finfo(weights.dtype).eps, torch.finfo(x.dtype).eps)
         m = x.new_ones(n, dtype=torch.float64) if mass is None else mass.double()
         x = x.double()

@@ -285,8 +285,8 @@ def _axes(unit: Tensor, m: Tensor) -> Tensor:
     d = unit.shape[-1]
     if d <= 2:
         return torch.eye(d, 2, dtype=unit.dtype, device=unit.device)
-    away = unit - (m.unsqueeze(-1) * unit).sum(-2) / m.sum().clamp(min=1e-300)
-    values, vectors = torch.linalg.eigh(away.mT @ (m.unsqueeze(-1) * away))
+    away = unit - (m.unsqueeze(-1) * unit).sum(-2) / m.sum().clamp(min=torch.finfo(m.dtype).tiny)
+    _, vectors = torch.linalg.eigh(away.mT @ (m.unsqueeze(-1) * away))
     axes = vectors[:, [-1, -2]]
     top = axes.abs().argmax(0, keepdim=True)
     return axes * axes.gather(0, top).sign()  # a sign that does not depend on the solver
