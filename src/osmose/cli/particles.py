@@ -163,12 +163,12 @@ def _print(result: dict[str, Any]) -> None:
     for label, row in zip(_labels([row["state"] for row in result["states"]]), result["states"], strict=True):
         cells = [
             _spread(row["mean_product"], 3),
-            f"{row['order_parameter']['mean']:.2f}",
+            _mean(row["order_parameter"], 2),
             _spread(row["effective_rank"], 1),
             _spread(row["clusters"], 0 if row["clusters"]["sd"] is None else 1),
-            f"{100 * row['largest_cluster']['mean']:.0f}",
-            f"{row['normalised_energy']['mean']:.3f}",
-            f"{row['mean_norm']['mean']:.1f}",
+            _mean(row["largest_cluster"], 0, 100),
+            _mean(row["normalised_energy"], 3),
+            _mean(row["mean_norm"], 1),
         ]
         betas = [_figure(row[name]) for name in ("matched", "slope")]
         betas.append("-" if row["r2"] is None else f"{row['r2']:.2f}")
@@ -220,6 +220,10 @@ def _spread(value: dict[str, float | None], digits: int) -> str:
         return "-"
     text = f"{value['mean']:.{digits}f}"
     return text if value["sd"] is None else f"{text} ± {value['sd']:.{digits}f}"
+
+
+def _mean(value: dict[str, float | None], digits: int, factor: float = 1.0) -> str:
+    return "-" if value["mean"] is None else f"{factor * value['mean']:.{digits}f}"
 
 
 def _figure(value: float | None) -> str:
