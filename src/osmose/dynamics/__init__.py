@@ -11,9 +11,11 @@ from . import observables
 from .adaptive import Adaptive, Stiff
 from .arc_length import ArcLength
 from .clusters import MergeHistory, Stage, merge_model
+from .effective_beta import EffectiveBeta, HeadBeta, effective_beta
 from .events import ClustersLeft, Event, GradientBelow, HemisphereEntered, PairMerged, Plateau
 from .fields import Field, FieldEnergy, Schedule, perceptron
 from .gram import Gram, gram_matrix
+from .hidden import LayerReading, ParticleReport, Spread, particle_report
 from .linearisation import Linearisation, linearise
 from .normalised import Normalised
 from .simulate import Solution, simulate
@@ -34,6 +36,7 @@ __all__ = [
     "Attention",
     "Circle",
     "ClustersLeft",
+    "EffectiveBeta",
     "Euclidean",
     "Euler",
     "EulerMaruyama",
@@ -42,19 +45,23 @@ __all__ = [
     "FieldEnergy",
     "GradientBelow",
     "Gram",
+    "HeadBeta",
     "HemisphereEntered",
     "Layer",
+    "LayerReading",
     "Linearisation",
     "MergeHistory",
     "Mixed",
     "Normalised",
     "PairMerged",
+    "ParticleReport",
     "Plateau",
     "Rescaled",
     "Schedule",
     "Solution",
     "Space",
     "Sphere",
+    "Spread",
     "Stage",
     "Statistic",
     "Status",
@@ -62,10 +69,12 @@ __all__ = [
     "Stiff",
     "SweepResult",
     "Trajectory",
+    "effective_beta",
     "gram_matrix",
     "linearise",
     "merge_model",
     "observables",
+    "particle_report",
     "perceptron",
     "pictures",
     "simulate",
