@@ -6,7 +6,18 @@ A family of systems is a file that holds their class and a dictionary ``SYSTEMS`
 import difflib
 from typing import Any
 
-from . import equiangular, hyperplanes, leaders, low_rank, one_dimension, sphere, unprojected, weights
+from . import (
+    equiangular,
+    hyperplanes,
+    layers,
+    leaders,
+    low_rank,
+    one_dimension,
+    phase,
+    sphere,
+    unprojected,
+    weights,
+)
 from .base import Findings, Problem, System, Target
 from .report import Check, Report, reproduce
 
@@ -25,6 +36,8 @@ __all__ = [
 SYSTEMS: dict[str, System] = {
     **sphere.SYSTEMS,
     **equiangular.SYSTEMS,
+    **phase.SYSTEMS,
+    **layers.SYSTEMS,
     **unprojected.SYSTEMS,
     **hyperplanes.SYSTEMS,
     **one_dimension.SYSTEMS,
