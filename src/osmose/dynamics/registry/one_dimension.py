@@ -226,7 +226,7 @@ class ToTheOrigin(System):
         times, x = findings.data["times"], findings.data["states"]
         for axes, t in zip(top, (0.0, 1.0, self.until**0.5, self.until), strict=True):
             k = int((times - t).abs().argmin())
-            draw_tokens(axes, x[k], frame=x[k], size=22, on=place_of(self.d))  # type: ignore[arg-type]
+            draw_tokens(axes, x[k], frame=x[k], size=22, on=place_of(self.d))
             axes.set_title(f"t = {round(float(times[k]), 1):g}")
             axes.set(xlabel="", ylabel="")
         late = times > 0
