@@ -14,7 +14,7 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 from osmose.dynamics import Attention, Field, sweep
-from osmose.dynamics.observables import Observable, pair_mean
+from osmose.dynamics.observables import Observable, mean_product
 
 out, mode = Path(sys.argv[1]), sys.argv[2]
 if mode == "initialised":
@@ -24,7 +24,7 @@ rank, told = os.environ.get("RANK", "0"), []
 for turn in range(2):  # the second finds the processes as the first did
     found = sweep(
         lambda beta: Field(Attention(beta)), beta=[0.5, 2.0, 5.0], n=[4, 9], d=[3, 12], seeds=4, times=[0.0, 0.5, 1.0],
-        observe=[Observable("p", pair_mean), Observable("q", pair_mean, "mean")], chunk=5,
+        observe=[Observable("p", mean_product), Observable("q", mean_product, "mean")], chunk=5,
         told=lambda done, of: told.append((done, of)), folder=out / "chunks" if turn else None)
     found.save(out / f"{mode}-{rank}-{turn}.safetensors")
 if mode == "initialised":

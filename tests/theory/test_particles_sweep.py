@@ -5,19 +5,19 @@ import pytest
 import torch
 
 from osmose.dynamics import RK4, Attention, Field, sweep
-from osmose.dynamics.observables import Observable, close_share, pair_mean
+from osmose.dynamics.observables import Observable, close_share, mean_product
 from osmose.dynamics.theory import equiangular_cosine
 
 
 @pytest.mark.parametrize(
     ("model", "law", "beta"), [("SA", "row", [0.0, 1.0, 3.0]), ("USA", "mean", [0.0, 0.5, 1.0])]
 )
-def test_pair_means_approach_the_equiangular_curve(model, law, beta):
+def test_mean_products_approach_the_equiangular_curve(model, law, beta):
     """Independent starts: the mean over pairs is near the curve of orthogonal ones, apart like 1/sqrt(d)."""
     times = [0.0, 0.5, 1.0, 2.0]
     found = sweep(
         lambda b: Field(Attention(b, law=law)),
-        beta=beta, n=12, d=[32, 128, 512], seeds=200, times=times, observe=[Observable("p", pair_mean)], stepper=RK4(0.05),
+        beta=beta, n=12, d=[32, 128, 512], seeds=200, times=times, observe=[Observable("p", mean_product)], stepper=RK4(0.05),
     )  # fmt: skip
     exact = torch.tensor(np.stack([equiangular_cosine(times, b, 12, model=model) for b in beta]))
     x = found.select(n=12)
