@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch
@@ -44,15 +45,26 @@ def ranks() -> Iterator[Ranks]:
     if world == 1 or not (begun or "RANK" in os.environ):
         yield Ranks()
         return
-    if begun:  # whatever its backend, objects go through one of the CPU that waits
-        group = dist.new_group(backend="gloo", timeout=PATIENCE)
-    else:
-        dist.init_process_group("gloo", timeout=PATIENCE)
-        group = dist.group.WORLD
+    # whatever the backend of a group that is there, objects go through one of the CPU that waits
+    group = dist.new_group(backend="gloo", timeout=PATIENCE) if begun else _begun()
     try:
         yield Ranks(dist.get_rank(), world, group)
     finally:
         dist.destroy_process_group(group)
+
+
+_STORES: list[Any] = []  # where the processes of this environment meet: one, once it is made
+_GROUPS = count()
+
+
+def _begun() -> Any:
+    """The processes of the environment as a group. Each time under names of its own, or a process meets traces of the last one."""
+    if not _STORES:
+        _STORES.append(next(dist.rendezvous("env://")))
+    store, rank, world = _STORES[0]
+    names = dist.PrefixStore(f"osmose.sweep/{next(_GROUPS)}", store)
+    dist.init_process_group("gloo", store=names, rank=rank, world_size=world, timeout=PATIENCE)
+    return dist.group.WORLD
 
 
 def chosen_device(asked: str | torch.device) -> torch.device:
