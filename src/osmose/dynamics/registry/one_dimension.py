@@ -133,11 +133,11 @@ class BooleanAttention(System):
         bottom[0].set(xlabel="time", ylabel="rescaled tokens z", xlim=(0, self.until))
         bottom[0].legend(loc="best")
         away = findings.data["boolean_distance"]
-        away = torch.where(away > 0, away, torch.nan)  # rounding ends the curve
-        bottom[1].plot(times, away[:, -1], color=COLOURS[0], label="worst row")
-        bottom[1].plot(times, away[:, -2], color=COLOURS[1], label="second worst")
-        bottom[1].plot(times, away.nanmean(-1), color=COLOURS[2], label="mean of rows")
+        curves = {"worst row": away[:, -1], "second worst": away[:, -2], "mean of rows": away.mean(-1)}
+        for colour, (label, curve) in zip(COLOURS, curves.items(), strict=False):
+            bottom[1].plot(times, torch.where(curve > 0, curve, torch.nan), color=colour, label=label)
         bottom[1].set(xlabel="time", ylabel="distance from a Boolean row", yscale="log", xlim=(0, self.until))
+        bottom[1].set_ylim(1e-16, 2)
         bottom[1].legend()
         return made
 
