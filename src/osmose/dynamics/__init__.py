@@ -21,7 +21,7 @@ from .steppers import RK4, Euler, EulerMaruyama, Layer, Stepper, stability_bound
 from .terms import Attention, Mixed
 
 if TYPE_CHECKING:
-    from . import theory
+    from . import pictures, theory
 
 __all__ = [
     "RK4",
@@ -58,6 +58,7 @@ __all__ = [
     "merge_model",
     "observables",
     "perceptron",
+    "pictures",
     "simulate",
     "stability_bound",
     "theory",
@@ -65,9 +66,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``theory`` on first use: its quadratures bring SciPy's integrators, which a simulation does without."""
-    if name == "theory":
+    """``theory`` and ``pictures`` on first use: quadratures bring SciPy's integrators, which a simulation does without."""
+    if name in ("pictures", "theory"):
         from importlib import import_module
 
-        return import_module(".theory", __name__)
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

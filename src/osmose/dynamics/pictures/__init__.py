@@ -1,0 +1,9 @@
+"""Pictures of runs: tokens where they live, moments, an overview, and movies; one style for every figure of the dynamics.
+
+Matplotlib (and for movies Pillow or ffmpeg) is imported when something is drawn.
+"""
+
+from .style import COLOURS, EXACT, MAP, figure, outlined, style
+from .tokens import View, draw_tokens
+
+__all__ = ["COLOURS", "EXACT", "MAP", "View", "draw_tokens", "figure", "outlined", "style"]
