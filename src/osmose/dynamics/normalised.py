@@ -151,6 +151,14 @@ class Normalised(Space):
         turned = Sphere().exp(theta, u - grown * theta)
         return (r * grown.exp() if not self.keeps_radius else r) * turned
 
+    def between(self, x: Tensor, y: Tensor, share: Tensor | float) -> Tensor:
+        """Directions along their arc, lengths in geometric progression."""
+        r, far = self.radius(x), self.radius(y)
+        present = (r > 0) & (far > 0)
+        length = torch.where(present, r, 1.0) ** (1 - share) * torch.where(present, far, 1.0) ** share
+        turned = Sphere().between(self.points(x), self.points(y), share)
+        return torch.where(present, length, 0.0) * turned
+
     def pull(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         r, theta, y = self.radius(x), self.points(x), self.exp(x, u)
         safe = torch.where(r > 0, r, 1.0)

@@ -76,6 +76,10 @@ class Space:
         """The end of the geodesic from x along u."""
         return x + u
 
+    def between(self, x: Tensor, y: Tensor, share: Tensor | float) -> Tensor:
+        """The point a share of the way along the shortest path from x to y; share ``(..., 1, 1)`` or a number from 0 to 1."""
+        return x + share * (y - x)
+
     def pull(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """A tangent v at ``exp_x(u)`` in the normal coordinates of x."""
         return v
@@ -190,6 +194,16 @@ class Sphere(Space):
         angle = u.norm(dim=-1, keepdim=True)
         # once more to length 1: rounding would add up
         return _unit(angle.cos() * x + torch.sinc(angle / math.pi) * u)
+
+    def between(self, x: Tensor, y: Tensor, share: Tensor | float) -> Tensor:
+        towards = self.tangent(x, y - x)
+        length = towards.norm(dim=-1, keepdim=True)
+        # at the antipode every way is as short: one along an axis
+        axis = torch.zeros_like(x).scatter_(-1, x.abs().argmin(-1, keepdim=True), 1.0)
+        aside = _unit(self.tangent(x, axis))
+        opposite = (length < 1e-12) & ((x * y).sum(-1, keepdim=True) < 0)
+        way = torch.where(opposite, aside, towards / torch.where(length > 0, length, 1.0))
+        return self.exp(x, share * self.distance(x, y).unsqueeze(-1) * way)
 
     def pull(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         a2 = u.square().sum(-1, keepdim=True)

@@ -10,7 +10,7 @@ from .histogram import Histogram, close_share, product_histogram
 from .hull import hemisphere_margin, hemisphere_pole, hull_volume
 from .interaction import dissipation, energy, energy_rate, log_interaction, normalised_energy
 from .linkage import Clusters, cluster_count, cluster_scale, clusters
-from .measure import distance_to_dirac, effective_rank, gram_spectrum, order_parameter
+from .measure import distance_to_dirac, effective_rank, gram_spectrum, mean_product, order_parameter
 from .record import (
     EnergyBalance,
     Observable,
@@ -53,6 +53,7 @@ __all__ = [
     "leaders",
     "listeners",
     "log_interaction",
+    "mean_product",
     "normalised_energy",
     "order_parameter",
     "product_histogram",
