@@ -6,7 +6,7 @@ A family of systems is a file that holds their class and a dictionary ``SYSTEMS`
 import difflib
 from typing import Any
 
-from . import sphere
+from . import causal, codes, noisy, normalisation, sphere
 from .base import Findings, Problem, System, Target
 from .report import Check, Report, reproduce
 
@@ -22,7 +22,13 @@ __all__ = [
     "reproduce",
 ]
 
-SYSTEMS: dict[str, System] = {**sphere.SYSTEMS}
+SYSTEMS: dict[str, System] = {
+    **sphere.SYSTEMS,
+    **codes.SYSTEMS,
+    **normalisation.SYSTEMS,
+    **causal.SYSTEMS,
+    **noisy.SYSTEMS,
+}
 
 
 def named(name: str, **parameters: Any) -> System:

@@ -262,9 +262,7 @@ def _draw_code(axes: Axes, x: Tensor) -> None:
             axes.plot(
                 *at.T, color="#555555", lw=1.3 if front else 0.9, alpha=0.9 if front else 0.35, zorder=3
             )
-    draw_tokens(
-        axes, x, colours=[COLOURS[0]] * len(x), size=60.0, **({"view": view} if x.shape[1] == 3 else {})
-    )
+    draw_tokens(axes, x, colours=[COLOURS[0]] * len(x), size=60.0, view=view)
 
 
 def _clear_view(x: Tensor) -> View:

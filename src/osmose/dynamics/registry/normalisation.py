@@ -185,7 +185,7 @@ class Schemes(System):
         gap = self.until**-2 if scheme in GROWING else math.exp(-2 * self.reach)
         return 2 * STEPS_OFF * self.rtol / math.sqrt(2 * gap)
 
-    def _unsettled(self, scheme: str) -> float:
+    def _unsettled(self, scheme: Scheme) -> float:
         """How far a fitted rate may be from its limit. Near consensus the local rate is off by ``(1 + beta) (1 - rho)`` of
         itself, and where ``r = t + c`` by ``c / t``; both are largest at the start of the window. A random start may be
         behind the equiangular one, by a time in which ``1 - rho`` falls by 3."""
