@@ -6,7 +6,7 @@ A family of systems is a file that holds their class and a dictionary ``SYSTEMS`
 import difflib
 from typing import Any
 
-from . import causal, codes, noisy, normalisation, sphere
+from . import causal, centres, codes, noisy, normalisation, sphere, transition
 from .base import Findings, Problem, System, Target
 from .report import Check, Report, reproduce
 
@@ -27,7 +27,9 @@ SYSTEMS: dict[str, System] = {
     **codes.SYSTEMS,
     **normalisation.SYSTEMS,
     **causal.SYSTEMS,
+    **centres.SYSTEMS,
     **noisy.SYSTEMS,
+    **transition.SYSTEMS,
 }
 
 

@@ -1,4 +1,4 @@
-r"""Causal attention: tokens see themselves and earlier ones. All go to the first, some centres hold for long, or V decides.
+r"""Causal attention: tokens see themselves and earlier ones. With V = I all go to the first, else V decides.
 
 Shapes: ``K`` times, ``R`` draws; states ``(K, n, d)``, distances ``(K, n)``.
 
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ..adaptive import Adaptive
 from ..fields import Field
-from ..observables import cluster_count, renyi_centres
 from ..pictures import COLOURS, EXACT, View, draw_tokens, figure, style
 from ..simulate import Solution
 from ..spaces import Sphere
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
 
 Weights = Literal["identity", "random"]
 NEAR = 1e-4  # largest distance to the first token at which the linearised flow takes over
-OUTPUTS = 200
-RTOL = 1e-12  # an error of a step is an angle, and distances of 1e-7 are compared
+OUTPUTS = 400
 
 
 def _query_key(
@@ -48,7 +46,7 @@ def _query_key(
 class Collapse(System):
     """V = I: every token goes to where the first one is, for any Q and K; near it distances follow a linear flow.
 
-    Its slowest mode, ``e^{-t/2}``, is that of the second token. Where Q and K keep some tokens away for long, that mode is gone
+    An error of a step is an angle, and distances of 1e-7 are compared: hence rtol. The slowest mode, ``e^{-t/2}``, is that of the second token. Where Q and K keep some tokens away for long, that mode is gone
     before they come, and their own is seen: rates of 1/2 are a target for Q = K = I alone.
     """
 
@@ -58,6 +56,7 @@ class Collapse(System):
     weights: Weights = "identity"
     draws: int = 6
     until: float = 100.0
+    rtol: float = 1e-12
     seed: int = 0
 
     title = "causal attention with V = I: all tokens go to the first"
@@ -69,7 +68,7 @@ class Collapse(System):
     invariants = ("the first token does not move",)
 
     def quick(self) -> Self:
-        return replace(self, draws=min(self.draws, 2))
+        return replace(self, draws=1, until=min(self.until, 140.0), rtol=max(self.rtol, 1e-11))
 
     @property
     def followed(self) -> tuple[int, ...]:
@@ -87,7 +86,7 @@ class Collapse(System):
             Field(Attention(self.beta, causal=True, query=q, key=k)),
             start,
             torch.linspace(0.0, self.until, OUTPUTS + 1, dtype=torch.float64),
-            stepper=Adaptive(RTOL),
+            stepper=Adaptive(self.rtol),
             beta=self.beta,
         )
 
@@ -146,7 +145,7 @@ class Collapse(System):
             Target(
                 "distances against the linearised flow, relative to the largest",
                 0.0,
-                20 * (NEAR + RTOL / (NEAR * math.exp(-7))),
+                20 * (NEAR + self.rtol / (NEAR * math.exp(-7))),
                 "theory.causal_linearisation; of second order in distances, and errors of steps",
                 "at most",
             ),
@@ -162,14 +161,14 @@ class Collapse(System):
         assert findings.solution is not None
         made, (left, right) = figure(8.4, 3.7, 1, 2, width_ratios=[1, 1.35])
         states = findings.solution.states
+        t, distance = findings.data["times"], findings.data["distance"]
         first = states[0, :1]
         view = View.facing(first) if self.d == 3 else None
-        way = states[: max(2, len(states) // 4)].flip(0) if self.d <= 3 else None
+        way = states[: max(2, int((t < 40).sum()))].flip(0) if self.d <= 3 else None
         draw_tokens(left, states[0], trail=way, frame=states, size=26.0, view=view)
         if self.d <= 3:
             draw_tokens(left, first, colours=[COLOURS[4]], size=90.0, view=view)
         left.set_title("starts and ways; the first token large")
-        t, distance = findings.data["times"], findings.data["distance"]
         since, linear = findings.data["linear times"], findings.data["linear"]
         right.plot(t, distance.clamp(min=1e-300), color="#BBBBBB", lw=0.5)
         for index, k in enumerate(self.followed):
@@ -178,6 +177,8 @@ class Collapse(System):
             label = "linearised flow" if k == self.followed[-1] else None
             right.plot(since, linear[:, k - 1], **EXACT, label=label)
         right.set(yscale="log", xlabel="t", ylabel="distance to the first token", ylim=(1e-17, 8))
+        over = float(t[int((distance.amax(-1) > 2e-15).sum()) - 1])
+        right.set_xlim(-0.02 * over, 1.15 * over)
         right.set_title("the slowest mode is e^{-t/2}")
         right.legend(loc="lower left")
         return made
@@ -189,184 +190,6 @@ def _rates(t: Tensor, distance: Tensor) -> Tensor:
     if not len(t) or t[-1] < t[0] + 30.0:
         return torch.full(distance.shape[-1:], math.nan, dtype=torch.float64)
     return (distance[i] / distance[j]).log() / (t[j] - t[i])
-
-
-@dataclass(frozen=True)
-class Centres(System):
-    """Renyi centres on the circle: how many of random tokens are strong, and how a run at ``beta = (reach / delta)^2`` keeps them.
-
-    A centre is farther than delta from every earlier centre, a strong one from every earlier token: nothing it sees is near.
-    """
-
-    n: int = 400
-    delta: float = 0.2
-    reach: float = 4.0
-    draws: int = 4000
-    until: float = 1000.0
-    seed: int = 0
-
-    title = "Renyi centres: tokens that nothing before them pulls hold their place for long"
-    source = (
-        "2411.04990, on metastable states (its figure has n = 200, beta = 64, d = 2, delta = 4 / sqrt beta); n = 400, delta = .2 "
-        "are those of the stored count; expectation and variance derived"
-    )
-    time_scale = "tokens reach a centre in a time of order 1 to 100; a centre drifts at e^{-beta (1 - cos delta)} and less"
-    invariants = ("the first token does not move",)
-
-    def quick(self) -> Self:
-        return replace(self, draws=min(self.draws, 500), until=min(self.until, 100.0), n=min(self.n, 200))
-
-    @property
-    def beta(self) -> float:
-        """The inverse temperature whose kernel is ``delta / reach`` wide."""
-        return (self.reach / self.delta) ** 2
-
-    def problem(self) -> Problem:
-        times = torch.logspace(-1, math.log10(self.until), 120, dtype=torch.float64)
-        return Problem(
-            Field(Attention(self.beta, causal=True)),
-            uniform(self.n, 2, generator=seeded(self.seed)),
-            torch.cat([times.new_zeros(1), times]),
-            stepper=Adaptive(1e-7),
-            beta=self.beta,
-        )
-
-    def measure(self, told: Told = silent) -> Findings:
-        told("counting centres")
-        counts = []
-        generator = seeded(self.seed + 1)
-        for part in torch.arange(self.draws).split(250):
-            x = uniform(len(part), self.n, 2, generator=generator)
-            counts.append(renyi_centres(x, self.delta, strong=True).sum(-1))
-        count = torch.cat(counts).double()
-        told("simulating")
-        problem = self.problem()
-        run = problem.simulate()
-        x = run.states
-        centre = renyi_centres(x[0], self.delta)
-        strong = renyi_centres(x[0], self.delta, strong=True)
-        moved = Sphere().distance(x, x[0].expand_as(x))
-        # within the width of the kernel of where a strong centre began, or of where a centre is now
-        near = self.delta / self.reach
-        held = torch.cdist(x, x[:1, strong].expand(len(x), -1, -1)).amin(-1) < near
-        kept = torch.cdist(x, x[:, centre]).amin(-1) < near
-        speed = Sphere().velocity(problem.field, x[0], None, 0.0).norm(dim=-1)
-        bound = self._pull * torch.arange(self.n, dtype=torch.float64)
-        later = strong.clone()
-        later[0] = False  # the bound of the first is 0
-        measured = {
-            "strong centres, mean over draws": float(count.mean()),
-            "strong centres, standard deviation": float(count.std()),
-            "largest speed of a strong centre at the start, over its bound": float(
-                (speed / bound)[later].max()
-            ),
-            "centres of the run": float(centre.sum()),
-            "strong centres of the run": float(strong.sum()),
-            "largest drift of a strong centre at the end": float(moved[-1, strong].max()),
-            "median drift of a strong centre at the end": float(moved[-1, strong].median()),
-            "median drift of other tokens at the end": float(moved[-1, ~strong].median()),
-            "share of tokens near a moving centre at the end": float(kept[-1].double().mean()),
-            "share of tokens near the place of a strong centre at the end": float(held[-1].double().mean()),
-            "clusters at the end": float(cluster_count(x[-1], 0.1 / math.sqrt(self.beta))),
-        }
-        data = {
-            "times": run.times,
-            "angles": torch.atan2(x[..., 1], x[..., 0]),
-            "centre": centre,
-            "strong": strong,
-            "counts": torch.bincount(count.long()).double() / self.draws,
-            "near moving": kept.double().mean(-1),
-            "near strong": held.double().mean(-1),
-            "drift": moved[:, strong].amax(-1),
-        }
-        return Findings(measured, data, run)
-
-    @property
-    def _pull(self) -> float:
-        """The most that a token farther than delta may pull, against its own weight of 1."""
-        return math.exp(-self.beta * (1 - math.cos(self.delta))) * math.sin(self.delta)
-
-    def targets(self) -> tuple[Target, ...]:
-        from ..theory import expected_strong_centres
-
-        expected = expected_strong_centres(self.n, self.delta, 2)
-        deviation = math.sqrt(variance_of_strong_centres(self.n, self.delta))
-        out = [
-            Target(
-                "strong centres, mean over draws",
-                expected,
-                4 * deviation / math.sqrt(self.draws),
-                "theory.expected_strong_centres; four standard errors of the exact variance",
-            )
-        ]
-        if math.cos(self.delta) <= self.beta * math.sin(self.delta) ** 2 and self.delta < math.pi / 2:
-            # beyond its maximum the pull falls with the angle
-            out.append(
-                Target(
-                    "largest speed of a strong centre at the start, over its bound",
-                    1.0,
-                    1e-12,
-                    "(k - 1) e^{-beta (1 - cos delta)} sin delta for token k; derived",
-                    "at most",
-                )
-            )
-        return tuple(out)
-
-    @style()
-    def draw(self, findings: Findings) -> Figure:
-        from ..theory import expected_strong_centres
-
-        data = findings.data
-        made, (left, middle, right) = figure(11.0, 3.7, 1, 3, width_ratios=[1, 1.5, 1.1])
-        share = data["counts"]
-        left.bar(np.arange(len(share)), share, color=COLOURS[0], width=0.8, label=f"{self.draws} draws")
-        expected = expected_strong_centres(self.n, self.delta, 2)
-        left.axvline(expected, ymax=0.76, **EXACT, label=f"expected: {expected:.2f}")
-        filled = share.nonzero()
-        left.set(xlabel="strong centres", ylabel="share of draws", ylim=(0, 1.35 * float(share.max())))
-        left.set_xlim(float(filled.min()) - 1, float(filled.max()) + 1)
-        left.legend(loc="upper left")
-        t, angles = data["times"][1:], data["angles"][1:]
-        strong, centre = data["strong"], data["centre"] & ~data["strong"]
-        # points: angles jump where they pass pi
-        for which, colour, size, name in (
-            (~data["centre"], "#9A9A9A", 0.9, "tokens"),
-            (centre, "#111111", 2.0, "centres"),
-            (strong, COLOURS[4], 3.0, "strong centres"),
-        ):
-            at = t[:, None].expand(-1, int(which.sum()))
-            middle.scatter(at, angles[:, which], s=size, color=colour, linewidths=0, rasterized=True)
-            middle.plot([], [], "o", ms=4, color=colour, label=name)
-        middle.set(xscale="log", xlabel="t", ylabel="angle", ylim=(-math.pi, 1.35 * math.pi))
-        middle.set_yticks([-math.pi, 0, math.pi], ["-pi", "0", "pi"])
-        middle.set_title(f"n = {self.n}, beta = {self.beta:g}, delta = {self.delta:g}")
-        middle.legend(loc="upper center", ncols=3, handletextpad=0.1, columnspacing=1.0)
-        right.plot(t, data["near moving"][1:], color="#111111", label="near a centre, where it is")
-        right.plot(t, data["near strong"][1:], color=COLOURS[4], label="near the place of a strong centre")
-        right.plot(
-            t, data["drift"][1:] / self.delta, color=COLOURS[0], label="drift of a strong centre, the most"
-        )
-        right.set(xscale="log", xlabel="t", ylabel="share of tokens; drift / delta", ylim=(-0.02, 1.45))
-        right.legend(loc="upper left")
-        return made
-
-
-def variance_of_strong_centres(n: int, delta: float) -> float:
-    """The variance of the number of strong centres of n uniform tokens of the circle; exact but for a quadrature.
-
-    Tokens i < j at an angle s > delta are both strong where the i - 1 first ones are outside both arcs, which cover
-    ``min(2 delta + s, 4 delta) / 2 pi``, and those between i and j outside that of j.
-    """
-    if not 0 < delta < math.pi / 3:
-        raise ValueError(f"variance_of_strong_centres: delta is {delta}; expected an angle in (0, pi/3).")
-    p = delta / math.pi
-    s = np.concatenate([np.linspace(delta, 2 * delta, 2001), [math.pi]])
-    free = 1 - np.minimum(2 * delta + s, 4 * delta) / (2 * math.pi)
-    i = np.arange(1, n + 1)
-    both = np.trapezoid(free ** (i[:, None] - 1), s, axis=1) / math.pi
-    after = -np.expm1((n - i) * np.log1p(-p)) / p  # sum over j > i of (1 - p)^{j - i - 1}
-    mean = -np.expm1(n * np.log1p(-p)) / p
-    return float(mean + 2 * (both @ after) - mean**2)
 
 
 @dataclass(frozen=True)
@@ -385,7 +208,7 @@ class Leading(System):
     low: float = -1.0
     high: float = 0.5
     draws: int = 24
-    until: float = 120.0
+    until: float = 200.0
     seed: int = 0
 
     title = "causal attention with a leading eigenvector of V: two clusters, xi and -xi"
@@ -417,7 +240,7 @@ class Leading(System):
         problem = Problem(
             Field(Attention(self.beta, causal=True, query=q, key=k, value=value)),
             uniform(self.n, d, generator=generator),
-            torch.linspace(0.0, self.until, 121, dtype=torch.float64),
+            torch.linspace(0.0, self.until, 101, dtype=torch.float64),
             stepper=Adaptive(1e-8),
         )
         return problem, basis[:, 0] / basis[:, 0].norm()
@@ -471,7 +294,7 @@ class Leading(System):
         left.axhline(-1.0, **EXACT)
         left.plot(t, along[chosen], lw=0.9, alpha=0.8, color=COLOURS[0])
         left.plot(t, along[chosen][:, 0], lw=2.2, color=COLOURS[4], label="the first token")
-        left.set(xlabel="t", ylabel="<x_i, xi>", ylim=(-1.1, 1.35), xlim=(0, float(t[-1]) / 2))
+        left.set(xlabel="t", ylabel="<x_i, xi>", ylim=(-1.1, 1.35), xlim=(0, float(t[-1]) / 4))
         left.set_title(f"draw {chosen + 1}: {100 * arrived[chosen]:.0f} % of tokens at xi or -xi at the end")
         left.legend(loc="upper right", ncols=2)
         right.bar(np.arange(1, len(arrived) + 1), arrived, color=COLOURS[0])
@@ -497,8 +320,6 @@ def _growth(field: Field, x: Tensor, token: int) -> float:
 SYSTEMS: dict[str, System] = {
     "causal/collapse": Collapse(),
     "causal/collapse-random": Collapse(weights="random", until=240.0),
-    "causal/centres": Centres(),
-    "causal/centres-beta-64": Centres(n=200, delta=0.5),
     "causal/leading": Leading(),
     "causal/leading-random": Leading(weights="random"),
 }
