@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from osmose.dynamics import Attention, EulerMaruyama, Field
+from osmose.dynamics import EulerMaruyama, Field
 from osmose.dynamics.registry import named
 from osmose.dynamics.registry import transition as transition_module
 from osmose.dynamics.registry.causal import Collapse, Leading
@@ -227,9 +227,3 @@ def test_kind_of_the_transition_follows_beta():
     assert not least(2.4).holds(0.98)
     assert least(2.5).holds(0.98)
     assert not least(2.5).holds(1.0)
-
-
-def test_value_matrices_run_without_a_stability_bound():
-    v = torch.diag(torch.tensor([1.0, 0.5, -1.0], dtype=torch.float64))
-    run = replace(Leading(n=3).problem(), field=Field(Attention(1.0, causal=True, value=v))).simulate()
-    assert int(run.status) == 0

@@ -46,8 +46,9 @@ def _query_key(
 class Collapse(System):
     """V = I: every token goes to where the first one is, for any Q and K; near it distances follow a linear flow.
 
-    An error of a step is an angle, and distances of 1e-7 are compared: hence rtol. The slowest mode, ``e^{-t/2}``, is that of the second token. Where Q and K keep some tokens away for long, that mode is gone
-    before they come, and their own is seen: rates of 1/2 are a target for Q = K = I alone.
+    Its slowest mode, ``e^{-t/2}``, is that of the second token. Where Q and K keep some tokens away for long, that mode is gone
+    before they come, and their own is seen: rates of 1/2 are a target for Q = K = I alone. ``rtol`` is tight because an error
+    of a step is an angle, and distances of 1e-7 are compared.
     """
 
     n: int = 32
@@ -64,7 +65,7 @@ class Collapse(System):
         "2411.04990, theorem 4.1 (limits); rates derived from the linearisation. n = 32 is that of the stored rates "
         "(.5000 .4997 .4974 .4903 for tokens 2, 3, 6, 32, about t = 35; here later); Q, K and times are our own choice"
     )
-    time_scale = "distances to the first token fall like e^{-t/2}; token k gets there as t^0 e^{-t/2} (k - 1)"
+    time_scale = "the distance of token k to the first falls like (k - 1) e^{-t/2} once all are near"
     invariants = ("the first token does not move",)
 
     def quick(self) -> Self:
