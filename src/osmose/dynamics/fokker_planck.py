@@ -164,20 +164,23 @@ class FokkerPlanck:
         f = self.density(c)
         return float(np.abs(f - gibbs).max() / np.abs(f).max())
 
-    def branch(self, orders: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def branch(
+        self, orders: Sequence[float] | np.ndarray, near: tuple[float, np.ndarray] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Stationary states with given order parameters r > 0, whether they attract or not: kappa ``(k,)``, states ``(k, L)``.
 
         By Newton's method in ``(1/kappa, c_2, ..., c_L)``, each from the one before: give them in rising order from a small
-        one. kappa(r) tends to the critical kappa for r -> 0, and turns where states are lost.
+        one, or from ``near``, a kappa and its state. kappa(r) tends to the critical kappa for r -> 0, and turns where states
+        are lost.
 
         Raises:
             RuntimeError: Newton does not converge: take smaller steps of r, or more modes.
         """
         out, kept = [], []
-        c, inverse = (
-            np.zeros(self.modes),
-            float(self.jacobian(np.zeros(self.modes), math.inf)[0, 0] / self.decay[0]),
-        )
+        c = np.zeros(self.modes)
+        inverse = float(self.jacobian(c, math.inf)[0, 0] / self.decay[0])
+        if near is not None:
+            inverse, c = 1 / near[0], near[1]
         for order in np.asarray(orders, dtype=float):
             c = c.copy()
             c[0] = math.sqrt(self.d) * order

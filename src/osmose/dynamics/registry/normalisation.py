@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Scheme = Literal["post-ln", "pre-ln", "mix-ln", "peri-ln", "ngpt", "sqrt-ln"]
 SCHEMES: tuple[Scheme, ...] = ("post-ln", "ngpt", "sqrt-ln", "pre-ln", "mix-ln", "peri-ln")
 GROWING = ("pre-ln", "mix-ln", "peri-ln")
-TIMES = 121
+TIMES = 81
 STEPS_OFF = 20  # steps whose errors are in a state at once: older ones have shrunk with the tokens
 
 
