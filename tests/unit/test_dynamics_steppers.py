@@ -175,6 +175,12 @@ def test_float32_pinning_and_long_steps_are_told():
     assert simulate(field, x, [0, 60]).status == Status.DONE  # rest at consensus is the truth
 
 
+def test_no_stability_bound_is_known_for_a_matrix_v():
+    v = torch.diag(torch.tensor([1.0, 0.5, -1.0], dtype=F64))
+    run = simulate(Field(Attention(1.0, value=v)), sphere(4, 3), [0, 1], stepper=Euler(0.1))
+    assert run.notes == ()
+
+
 def test_failures_have_a_status():
     x = draw(4, 2)
     blowing = Field(Attention(0.0), drift=lambda x, t: x**2 * 10 + 10)

@@ -7,14 +7,20 @@ import difflib
 from typing import Any
 
 from . import (
+    causal,
+    centres,
+    codes,
     equiangular,
     hyperplanes,
     layers,
     leaders,
     low_rank,
+    noisy,
+    normalisation,
     one_dimension,
     phase,
     sphere,
+    transition,
     unprojected,
     weights,
 )
@@ -44,6 +50,12 @@ SYSTEMS: dict[str, System] = {
     **leaders.SYSTEMS,
     **low_rank.SYSTEMS,
     **weights.SYSTEMS,
+    **codes.SYSTEMS,
+    **normalisation.SYSTEMS,
+    **causal.SYSTEMS,
+    **centres.SYSTEMS,
+    **noisy.SYSTEMS,
+    **transition.SYSTEMS,
 }
 
 

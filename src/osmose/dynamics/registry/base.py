@@ -95,10 +95,10 @@ class Target:
         """Whether a measurement agrees; NaN never does."""
         off = measured - self.value
         if not math.isfinite(off):
-            return measured == self.value
+            return bool(measured == self.value)
         if self.sense == "at most":
-            return off <= self.tolerance
-        return (-off if self.sense == "at least" else abs(off)) <= self.tolerance
+            return bool(off <= self.tolerance)
+        return bool((-off if self.sense == "at least" else abs(off)) <= self.tolerance)
 
 
 @dataclass(frozen=True, eq=False)

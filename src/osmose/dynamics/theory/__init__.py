@@ -43,7 +43,13 @@ from .metastability import (
     plateau_energy,
     staircase_plateaux,
 )
-from .noise import continuous_transition_beta, critical_coupling, critical_kappa, noisy_growth_rate
+from .noise import (
+    continuous_transition_beta,
+    critical_coupling,
+    critical_kappa,
+    noisy_growth_rate,
+    transition_slope,
+)
 from .normalisation import SCHEMES, Scheme, normalised_equiangular
 from .pairing import Merge, paired_angle, pairing_log_time, pairing_sequence
 from .rates import MEAN_FIELD_RATE, consensus_rate, hemisphere_rate_bound
@@ -119,6 +125,7 @@ __all__ = [
     "simplex",
     "simplex_energy",
     "staircase_plateaux",
+    "transition_slope",
     "two_cluster_angle",
     "two_cluster_time",
     "two_cluster_time_asymptotic",

@@ -46,6 +46,28 @@ def noisy_growth_rate(
     return plain(floats(growth_rate(degree, beta, d, model=model)) - l * (l + d - 2) / kappa)
 
 
+def transition_slope(beta: ArrayLike, d: int) -> Numbers:
+    r"""A in ``r^2 = A (kappa / kappa_c - 1) + ...``: how the order parameter ``r = |mean|`` of the states that branch off uniform begins.
+
+    .. math:: A = \frac{(d + 2)(1 - q)}{d (1 - d q)}, \qquad q = \frac{a_2}{a_1} = \frac{I_{d/2+1}(\beta)}{I_{d/2}(\beta)}.
+
+    Positive below :func:`continuous_transition_beta`, where q = 1/d: clusters grow from nothing above kappa_c. Negative beyond:
+    the branch goes back to ``kappa < kappa_c``, its states repel, and the transition is a jump. Any beta >= 0; at 0 it is
+    ``(d+2)/d``.
+
+    Derived from the two first harmonics, the second following the first: ``f_2' = 0`` at order ``r^2``.
+    """
+    check_count("transition_slope", "d", d, 2)
+    b = floats(beta)
+    if bool((b < 0).any()):
+        raise ValueError(f"transition_slope: beta is {beta!r}; expected numbers from 0.")
+    safe = np.where(b > 0, b, 1.0)
+    two, one = (log_eigenvalue(np.full_like(safe, l), safe, d) for l in (2.0, 1.0))
+    q = np.where(b > 0, np.exp(two - one), 0.0)
+    with np.errstate(divide="ignore"):
+        return plain((d + 2) * (1 - q) / (d * (1 - d * q)))
+
+
 def continuous_transition_beta(d: int) -> float:
     """``beta*_d``: the transition at kappa_c is continuous for beta up to it, and jumps beyond.
 

@@ -146,6 +146,12 @@ RESULTS: dict[str, Result] = {
         "2606.05140; d = 2 also derived",
         "theorem",
     ),
+    "beginning of the transition": Result(
+        noise.transition_slope,
+        "r^2 = A (kappa/kappa_c - 1) near uniform, A = (d+2)(1-q)/(d(1-dq)), q = I_{d/2+1}/I_{d/2}",
+        "for 2606.05140",
+        "derived",
+    ),
     "consensus rate": Result(
         rates.consensus_rate, "2 (SA), 2 e^beta (USA) for 1 - <x, y>", "linearisation", "derived"
     ),
