@@ -109,7 +109,7 @@ def test_chunks_do_not_matter(stepper, space, law):
 def test_spaces_agree():
     a, b = small(space="gram"), small(space="sphere")
     for name in ("mean_product", "energy", "order"):
-        torch.testing.assert_close(a.values[name], b.values[name], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(a.values[name], b.values[name], rtol=1e-5, atol=1e-6)
 
 
 def test_what_gram_cannot_run_goes_to_the_sphere():
@@ -173,7 +173,7 @@ OTHER = {
     "n": {"n": [4, 8]},
     "seeds": {"seeds": [0, 1, 2, 4]},
     "times": {"times": [0.0, 0.5, 1.5]},
-    "stepper": {"stepper": Adaptive(1e-6)},
+    "stepper": {"stepper": Adaptive(1e-7)},
     "dtype": {"dtype": torch.float32},
     "spaces": {"space": "sphere"},
     "start": {"start": lambda n, d, generator: torch.eye(9, dtype=F64)[:n, :d] + 1},
