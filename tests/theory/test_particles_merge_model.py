@@ -130,3 +130,10 @@ def test_opposite_clusters_wait_for_ever():
         history = merge_model(torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=F64), 1.0, until=until)
         assert [len(stage.mass) for stage in history.stages] == [2]
         assert history.stages[0].end == until
+
+
+def test_a_wait_far_longer_than_the_run():
+    history = merge_model(torch.tensor([0.0, 0.02, 1.5]), 900.0, until=1e300)  # the last wait is e^{830}
+    assert [len(stage.mass) for stage in history.stages] == [3, 2]
+    assert history.stages[-1].end == 1e300
+    assert float(history.stages[-1].last[1]) == pytest.approx(1.5, abs=1e-9)

@@ -226,9 +226,11 @@ def _stretch(
         v, log_pace = motion.velocity(y[:-1].reshape(x.shape), m)
         return np.append(v.ravel(), math.exp(min(log_pace - unit, 700.0)))
 
-    def left(y: np.ndarray) -> float:  # positive until clusters touch, or the time is over
-        touch = math.log(max(motion.gaps(y[:-1].reshape(x.shape)).min(), 1e-300) / motion.contact)
-        return min(touch, 1 - y[-1] / span)
+    def apart(y: np.ndarray) -> float:  # positive until clusters touch
+        return math.log(max(motion.gaps(y[:-1].reshape(x.shape)).min(), 1e-300) / motion.contact)
+
+    def left(y: np.ndarray) -> float:  # positive until they do, or the time is over
+        return min(apart(y), 1 - y[-1] / span)
 
     def at(y: np.ndarray) -> tuple[float, np.ndarray]:
         points = y[:-1].reshape(x.shape)
@@ -265,7 +267,7 @@ def _stretch(
         times.append(max(time, times[-1]))  # what the solver errs by is more than the last steps take
         clock.append(tau)
         path.append(points)
-    if y[-1] >= span * (1 - 1e-12):
+    if apart(y) > 1e-7:  # not contact, whose root is far more exact: the time is over
         times[-1] = until
     return times, clock, path
 
