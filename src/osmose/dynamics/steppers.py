@@ -240,7 +240,8 @@ def stability_bound(stepper: Stepper, motion: Motion) -> float | None:
     ):
         return None
     if (
-        term.value not in (None, 1, 1.0)
+        isinstance(term.value, Tensor)
+        or term.value not in (None, 1, 1.0)
         or term.law_name not in ("row", "mean")
         or not math.isfinite(stepper.limit)
     ):
