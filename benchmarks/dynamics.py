@@ -1,4 +1,4 @@
-"""Benchmarks of tokens as particles: one velocity streamed against dense, inner products against particles."""
+"""Benchmarks of tokens as particles: a velocity streamed and dense, inner products and particles, a phase diagram."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from osmose.dynamics import Attention, Field, Gram, Sphere, gram_matrix
+from osmose.dynamics import Attention, Field, Gram, Layer, Sphere, Stepper, gram_matrix, sweep
+from osmose.dynamics.observables import Observable, close_share
 
 from .registry import Case, Contender, Inputs, register
 
@@ -75,3 +76,45 @@ def gram(quick: bool) -> Iterator[Case]:
             },
             modes=("forward",),
         )
+
+
+def plain_phase(x_SND: Tensor, betas: list[float], h: float, steps: int) -> Tensor:
+    """The share of close pairs after each layer ``normalise(x + h A)``, one beta after the other, all draws at once."""
+    draws, n, _ = x_SND.shape
+    off = ~torch.eye(n, dtype=torch.bool)
+    out = torch.empty(len(betas), draws, steps + 1, dtype=x_SND.dtype)
+    for i, beta in enumerate(betas):
+        x = x_SND
+        for k in range(steps + 1):
+            g = torch.einsum("snd,smd->snm", x, x)
+            out[i, :, k] = (g >= 0.999)[:, off].to(x.dtype).mean(-1)
+            x = x + h * torch.einsum("snm,smd->snd", torch.softmax(beta * g, -1), x)
+            x = x / x.norm(dim=-1, keepdim=True)
+    return out
+
+
+@register(
+    "phase", "The phase diagram of SA, n = 32, d = 128, every beta to 9 and t to 30 (quick: 3), float64"
+)
+def phase(quick: bool) -> Iterator[Case]:
+    n, d, h = 32, 128, 0.1
+    betas, draws, steps = ([1.5, 3.0, 6.0], 12, 30) if quick else ([k / 10 for k in range(1, 91)], 24, 300)
+
+    def swept(x: Tensor, stepper: Stepper | None) -> Tensor:
+        found = sweep(
+            lambda beta: Field(Attention(beta)),
+            beta=betas, n=n, d=d, seeds=len(x), times=[k * h for k in range(steps + 1)],
+            observe=[Observable("close", close_share)], stepper=stepper, device="cpu",
+        )  # fmt: skip
+        return found.values["close"]
+
+    yield Case(
+        {"betas": len(betas), "draws": draws, "times": steps + 1},
+        partial(sphere, draws, n, d, dtype=torch.float64),
+        {
+            "osmose, layers": of_tokens(partial(swept, stepper=Layer(h))),
+            "plain particles, layers": of_tokens(partial(plain_phase, betas=betas, h=h, steps=steps)),
+            "osmose, the equation": of_tokens(partial(swept, stepper=None)),
+        },
+        modes=("forward",),
+    )

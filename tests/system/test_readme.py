@@ -18,7 +18,7 @@ def blocks(page: str) -> list[str]:
 
 def test_readme_examples_run_in_order():
     examples = blocks("README.md")
-    assert len(examples) == 6
+    assert len(examples) == 7
     scope: dict = {}
     for example in examples:
         exec(compile(example, "README.md", "exec"), scope)

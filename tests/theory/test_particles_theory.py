@@ -48,6 +48,14 @@ def test_equiangular_tokens_of_sa(beta, at, time):
     assert printed(equiangular_time(0.999, beta, 32), time)
 
 
+def test_equiangular_tokens_at_a_beta_beside_which_paces_underflow():
+    """At beta = 2000 nothing happens before t = e^1990, and the answer says so without a warning."""
+    for model in ("SA", "USA"):
+        rho = theory.equiangular_cosine([0.0, 1.0, 1e300], 2000.0, 4, model=model)
+        assert np.isfinite(rho).all()
+    assert theory.equiangular_cosine([0.0, 1.0, 1e300], 2000.0, 4) == pytest.approx([0.0] * 3, abs=1e-15)
+
+
 def test_equiangular_tokens_of_usa():
     assert printed(equiangular_cosine(1, 1, 32, model="USA"), "0.189942")
     assert printed(equiangular_cosine(1, 4, 32, model="USA"), "0.437360")

@@ -14,11 +14,11 @@ from osmose.diagnostics import COMPONENTS
 from osmose.inspection import capture, replacing
 from osmose.models.config import ModelConfig
 from osmose.tasks import sources
-from osmose.tasks.attention import open_subject
 from osmose.tasks.config import DataConfig, RunConfig, TrainConfig
 from osmose.tasks.run import run
 from osmose.tasks.run_folder import RunFolder
 from osmose.tasks.saved import evaluate_saved, open_model
+from osmose.tasks.subject import open_subject
 
 from .engine_helpers import blobs
 from .engine_helpers import settings as node_settings

@@ -100,6 +100,8 @@ OPTIONS = {
     "heads": COMMON | {"--sequences", "--length", "--null", "--replace", "--scored", "--seed", "--out"},
     "adaptivity": COMMON
     | {"--sequences", "--length", "--samples", "--probes", "--scored", "--seed", "--out"},
+    "particles": COMMON
+    | {"--text", "--sequences", "--length", "--beta", "--scale", "--centre", "--seed", "--out"},
     "positions": COMMON
     | {"--tasks", "--options", "--mixers", "--seeds", "--steps", "--jobs", "--out", "--overwrite"},
     "simulate": COMMON | {"--list", "--set", "--movie", "--payload", "--out"},
@@ -168,6 +170,12 @@ def test_help_lists_every_verb() -> None:
         (["compare", "digits", "--models", "mlp", "gnc"], "unknown model 'gnc'; did you mean 'gcn'?"),
         (["compare", "digits", "--models", "mlp", "mlp"], "expected different names"),
         (["eval", "nowhere"], "nowhere is not a run"),
+        (
+            ["particles", "nowhere"],
+            "nowhere is no folder; expected that of a run, or of a Hugging Face model",
+        ),
+        (["particles", "."], ". is neither a run, it has no config.toml, nor a Hugging Face model"),
+        (["particles", ".", "--scale", "0"], "--scale is 0.0; expected a distance above 0"),
         (["predict", "nowhere", "digits"], "nowhere is not a run"),
         (["predict", "nowhere", "--out", "no/such/folder/a.csv"], "the folder no/such/folder does not exist"),
     ],

@@ -84,6 +84,25 @@ def test_batches_observables_and_events():
     assert float(meter.results()["energy_balance"]["residual"].abs().max()) < 1e-7
 
 
+def test_points_of_tokens_that_have_met():
+    x = sphere(3, 6, 9)
+    x[0, 3], x[0, 5], x[1] = x[0, 1], -x[0, 2], x[1, :1].clone()
+    g = gram_matrix(x)
+    assert (torch.linalg.cholesky_ex(g).info > 0).tolist() == [True, True, False]
+    points = Gram().points(g)
+    assert float((points @ points.mT - g).abs().max()) < 1e-15
+
+
+def test_products_of_a_cluster_go_at_twice_the_rate():
+    x = torch.ones(9, dtype=F64) / 3 + 1e-4 * sphere(6, 9)
+    start, field = gram_matrix(x / x.norm(dim=-1, keepdim=True)), Field(Attention(2.0))
+    inside, outside = RK4(0.99 * 2.785 / 2), RK4(1.02 * 2.785 / 2)
+    assert float((1 - simulate(field, start, [0, 500], space=Gram(), stepper=inside).final).max()) < 1e-12
+    with pytest.warns(UserWarning, match=r"exceeds 1\.39, the stability bound of RK4"):
+        out = simulate(field, start, [0, 500], space=Gram(), stepper=outside)
+    assert float((1 - out.final).max()) > 1e-2
+
+
 def test_what_is_no_gram_matrix_or_sees_more():
     x = sphere(4, 5)
     with pytest.raises(ValueError, match="gram_matrix"):

@@ -52,6 +52,8 @@ OF_THE_SET = {
     ),
     "close_share": partial(obs.close_share, gap=0.1),
     "close_share, exact": partial(obs.close_share, gap=1e-13),
+    "mean_product": obs.mean_product,
+    "mean_product with diagonal": partial(obs.mean_product, diagonal=True),
     "cluster_count": partial(obs.cluster_count, scale=0.5),
     "cluster masses": lambda x, mass=None: (
         obs.clusters(x, 0.5, mass).masses(mass).sort(-1, descending=True).values
@@ -230,6 +232,17 @@ def test_histogram_is_numpys(diagonal):
     assert float(found.centres[0]) == pytest.approx(-0.9)
     aligned = obs.product_histogram(torch.ones(4, 1), 4)  # 1 belongs to the last bin
     assert aligned.share.tolist() == [0, 0, 0, 1]
+
+
+def test_mean_product_is_the_mean_over_pairs():
+    x = sphere(4, 9, 3, seed=3)
+    g = x @ x.mT
+    off = g[:, ~torch.eye(9, dtype=torch.bool)].mean(-1)
+    torch.testing.assert_close(obs.mean_product(x), off, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(obs.mean_product(x, diagonal=True), obs.order_parameter(x).square())
+    assert obs.mean_product(x[:, :1]).tolist() == [0.0] * 4
+    with pytest.raises(ValueError, match="diagonal=True"):
+        obs.mean_product(x, mass=torch.full((9,), 0.5))
 
 
 def test_close_share_in_float32_has_no_floor():

@@ -179,3 +179,18 @@ def test_simpson_on_uneven_times_is_exact_for_parabolas():
 def test_bad_recordings_are_refused(call, says):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+def test_the_velocity_is_computed_where_it_is_needed(monkeypatch):
+    from osmose.dynamics import RK4, Attention, Field, simulate
+    from osmose.dynamics.motion import Motion
+
+    calls, rate = [], Motion.rate
+    monkeypatch.setattr(Motion, "rate", lambda self, x, s: calls.append(s) or rate(self, x, s))
+    still = Observable("order", order_parameter)
+    moving = Observable("speed", lambda x, v, mass=None: v.norm(dim=-1).amax(-1), velocity=True)
+    times = [0.0, 0.5, 1.0]
+    for observables, want in (([still], 1), ([still, moving], 3), ([EnergyBalance(1.0)], 3)):
+        calls.clear()
+        simulate(Field(Attention(1.0)), sphere(4, 3), times, stepper=RK4(0.5), observe=Recorder(observables))
+        assert len(calls) == want  # at the last time always, for what rounding holds still

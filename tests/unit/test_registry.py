@@ -171,7 +171,9 @@ def test_every_system_says_what_it_is() -> None:
             assert target.tolerance >= 0, (name, target.name)
 
 
-@pytest.mark.parametrize("name", [name for name in SYSTEMS if name.startswith(("movie", "equiangular"))])
+@pytest.mark.parametrize(
+    "name", [name for name in SYSTEMS if name.startswith(("movie", "equiangular", "layers"))]
+)
 def test_the_first_families_meet_their_targets(name: str) -> None:
     report = reproduce(name, quick=True)
     assert report.holds, [c for c in report.checks if not c.holds]

@@ -1,4 +1,4 @@
-"""Hugging Face transformers taken apart: structures, ANOVA and replacement for the models that the user has.
+"""Hugging Face transformers taken apart: structures, ANOVA, replacement and hidden states for the models that the user has.
 
 They have the arguments of :mod:`osmose.inspection`. A model's attention is reached through transformers' own registry of
 attention functions, in place of ``sdpa`` or another: each layer then computes its weights as ``eager`` does. So every model
@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,8 @@ from .. import inspection
 from ..diagnostics import StructureAnova
 from ..inspection.calls import Answer, Structure, dense_call
 from ..inspection.capture import Receive
+from ..inspection.hidden import HiddenStates, Stream, first_tensor, states_of, watching
+from ..inspection.particles import ParticleStudy
 from ..inspection.replacement import Matrix, Replaced
 from ..tokens import Tokens
 
@@ -110,6 +112,81 @@ def replacement_test(
 ) -> tuple[float, list[Replaced]]:
     """:func:`osmose.inspection.replacement_test` for a model of transformers."""
     return inspection.replacement_test(model, found, score, calls=attention_calls, **settings)
+
+
+@contextmanager
+def residual_stream(model: nn.Module) -> Iterator[Stream]:
+    """:func:`osmose.inspection.residual_stream` for an encoder or a decoder of transformers.
+
+    The states are those of ``output_hidden_states=True``, but for the last: many models report it after their final norm, here it
+    is what the last block leaves. An attention mask ``(B, n)`` that the model is called with tells which tokens exist.
+
+    Raises:
+        ValueError: none of transformers' models, one of an encoder and a decoder, or one whose blocks are not known.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"adapters.hf: the model is a {type(model).__name__}; expected a transformers.PreTrainedModel. For torch's and "
+            "osmose's own modules take osmose.inspection."
+        )
+    base = getattr(model, model.base_model_prefix, model)
+    if hasattr(base, "encoder") and hasattr(base, "decoder"):
+        raise ValueError(
+            f"adapters.hf: {type(model).__name__} has an encoder and a decoder, two streams of tokens; take one of them, "
+            "model.get_encoder() or model.get_decoder()."
+        )
+    stream, forward = Stream(), inspect.signature(model.forward)
+
+    def begins(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        mask = forward.bind_partial(*arguments, **named).arguments.get("attention_mask")
+        if not isinstance(mask, Tensor) or mask.ndim != 2:
+            mask = None
+        stream.begin(None if mask is None else Tokens.of(mask.shape[-1], mask=mask.bool()))
+
+    def parts(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Tensor, None]:
+        return first_tensor(arguments, named), None
+
+    with ExitStack() as stack:
+        stack.callback(model.register_forward_pre_hook(begins, with_kwargs=True).remove)
+        for name, block in _blocks(model):
+            stack.enter_context(watching(stream, name, block, parts))
+        yield stream
+
+
+def hidden_states(model: nn.Module, **batch: Any) -> HiddenStates:
+    """:func:`osmose.inspection.hidden_states` for a model of transformers; ``batch`` is what a tokenizer returns."""
+    return states_of(model, lambda: model(**batch), residual_stream)
+
+
+def particle_study(model: nn.Module, inputs: Iterable[Mapping[str, Any]], **settings: Any) -> ParticleStudy:
+    """:func:`osmose.inspection.particle_study`; ``inputs`` are what a tokenizer returns, as for :func:`study`."""
+    return inspection.particle_study(
+        model,
+        ((batch,) for batch in inputs),
+        calls=attention_calls,
+        streams=residual_stream,
+        run=lambda batch: model(**batch),
+        **settings,
+    )
+
+
+def _blocks(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+    """The modules that the model itself takes its hidden states from; else the list of as many modules as it has layers."""
+    recorded = (getattr(model, "_can_record_outputs", None) or {}).get("hidden_states")
+    kinds = recorded if isinstance(recorded, list | tuple) else [recorded]
+    kinds = [getattr(kind, "target_class", kind) for kind in kinds]
+    kinds = tuple(kind for kind in kinds if isinstance(kind, type))
+    found = [(name, m) for name, m in model.named_modules() if kinds and isinstance(m, kinds)]
+    if found:
+        return found
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == layers:
+            return [(f"{name}.{i}", block) for i, block in enumerate(module)]
+    raise ValueError(
+        f"adapters.hf: the blocks of {type(model).__name__} are not known; name them to osmose.inspection.residual_stream, "
+        "blocks=[...]."
+    )
 
 
 def _through_registry(module: nn.Module) -> bool:

@@ -19,6 +19,7 @@ VERBS = {
     "rank": "parameters, true degrees of freedom and ranks of a model's layers",
     "heads": "what the attention heads of a run do: fixed, shift or content, and whether they can be replaced",
     "adaptivity": "how much of a run's attention depends on the input, layer by layer",
+    "particles": "the tokens of a run or of a Hugging Face model as particles, layer by layer; beta of the heads",
     "positions": "position encodings and shifts on two toy tasks, in length and longer",
     "simulate": "tokens as interacting particles: a named system, its figure, movie and data",
     "reproduce": "named systems of particles against theory and papers: target, measured, tolerance",

@@ -47,9 +47,10 @@ def main(arguments: list[str]) -> None:
     for name, value in (("--samples", command.samples), ("--probes", command.probes)):
         if value < 1:
             raise ValueError(f"{name} is {value}; expected 1 or more")
-    from osmose.tasks.attention import adaptivity_of, open_subject
+    from osmose.tasks.attention import adaptivity_of
     from osmose.tasks.attention_figures import adaptivity_figure
     from osmose.tasks.run_folder import RunFolder
+    from osmose.tasks.subject import open_subject
 
     subject = open_subject(
         RunFolder(command.run),

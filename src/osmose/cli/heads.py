@@ -48,9 +48,10 @@ def main(arguments: list[str]) -> None:
     command = parse(HeadsCommand, "heads", arguments)
     if command.null < 0:
         raise ValueError(f"--null is {command.null}; expected 0 or more permutations")
-    from osmose.tasks.attention import heads_of, open_subject
+    from osmose.tasks.attention import heads_of
     from osmose.tasks.attention_figures import heads_figure
     from osmose.tasks.run_folder import RunFolder
+    from osmose.tasks.subject import open_subject
 
     subject = open_subject(
         RunFolder(command.run),

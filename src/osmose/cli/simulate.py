@@ -137,8 +137,16 @@ def _written(
     if command.payload:
         from osmose.lab import payload, write_payload
 
-        content = payload(solution, problem.field, title=system.title, beta=problem.beta)
-        files["payload"] = str(write_payload(content, folder / "payload.json"))
+        content = payload(
+            solution,
+            problem.field,
+            name=command.name,
+            title=system.title,
+            source=system.source,
+            parameters=system.parameters,
+            beta=problem.beta,
+        )
+        files["payload"] = str(write_payload(folder / "payload.json", content))
     return files
 
 

@@ -83,7 +83,8 @@ class Adaptive(Stepper):
             h = torch.minimum(wanted, stop - at)
             new, error, last = self._try(here, old, at, h, slope)
             good = error <= 1
-            factor = (SAFETY * error.clamp(min=1e-12) ** -0.2).clamp(SHRINK, GROW)
+            # not a power, whose last bit depends on the place in the batch
+            factor = (SAFETY * torch.exp(-0.2 * error.clamp(min=1e-12).log())).clamp(SHRINK, GROW)
             # a step cut short to land on an output time says little of the next one
             steps[index] = torch.where(
                 good, torch.maximum(h * factor, torch.where(h < wanted, wanted, 0.0)), h * factor

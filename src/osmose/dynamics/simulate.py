@@ -6,7 +6,6 @@ Shapes: ``...`` leading dimensions (systems), merged to ``P``; states ``(..., n,
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from ..tokens import Tokens
 from .adaptive import Adaptive
 from .events import Event
 from .fields import Field
+from .memory import gib, held_by
 from .motion import Motion
 from .observables import Recorder
 from .spaces import Space, Sphere
@@ -284,13 +284,16 @@ class _Run:
         if not last and self.observe is None:
             return self._state()
         s, motion = self._s(self.t), self._at(self.t)
-        v = motion.rate(self.x, s)
-        self._pinned(v)
+        moving = last or (self.observe is not None and self.observe.velocity)
+        v = motion.rate(self.x, s) if moving else None
+        if v is not None:
+            self._pinned(v)
         if self.observe is not None:
-            points, vectors = self._seen(motion, self.x, v, s)
+            points, vectors = self._seen(motion, self.x, v if self.observe.velocity else None, s)
             shape = (*self.lead, self.x.shape[-2], points.shape[-1])
             mass = None if motion.mass is None else motion.mass.view(*self.lead, -1)
-            self.observe(self.t, points.reshape(shape), vectors.reshape(shape), mass)
+            velocity = vectors.reshape(shape) if self.observe.velocity else None
+            self.observe(self.t, points.reshape(shape), velocity, mass)
         return self._state()
 
     def _pinned(self, v: Tensor) -> None:
@@ -394,15 +397,11 @@ def _few(x: Tensor) -> Tensor:
 
 def _refuse_memory(x: Tensor, count: int) -> None:
     """Raise where the states to be kept are more than the machine holds, before hours are spent on them."""
-    need = count * x.numel() * x.element_size()
-    if x.device.type == "cpu":
-        holds = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    else:
-        holds = torch.cuda.get_device_properties(x.device).total_memory if x.device.type == "cuda" else need
+    need, holds = count * x.numel() * x.element_size(), held_by(x.device)
     if need > holds:
         raise ValueError(
-            f"simulate: {count} states of shape {tuple(x.shape)} are {need / 2**30:.3g} GiB, and the {x.device.type} holds "
-            f"{holds / 2**30:.3g}; keep fewer times, or save=False with observe=Recorder([...])."
+            f"simulate: {count} states of shape {tuple(x.shape)} are {gib(need)}, and the {x.device.type} holds {gib(holds)}; "
+            "keep fewer times, or save=False with observe=Recorder([...])."
         )
 
 

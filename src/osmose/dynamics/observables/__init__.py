@@ -5,12 +5,12 @@ What they cost stands with each. ``Recorder`` follows a run with them and keeps 
 
 from .attention import attention_entropy, attention_operator, boolean_distance, leaders, listeners
 from .centres import renyi_centres
-from .distances import closest, diameter, gap, gaps
-from .histogram import Histogram, close_share, product_histogram
+from .distances import closest, diameter, gap, gaps, nearest
+from .histogram import Histogram, close_share, mean_product, product_histogram
 from .hull import hemisphere_margin, hemisphere_pole, hull_volume
 from .interaction import dissipation, energy, energy_rate, log_interaction, normalised_energy
 from .linkage import Clusters, cluster_count, cluster_scale, clusters
-from .measure import distance_to_dirac, effective_rank, gram_spectrum, mean_product, order_parameter
+from .measure import distance_to_dirac, effective_rank, gram_spectrum, order_parameter
 from .record import (
     EnergyBalance,
     Observable,
@@ -54,6 +54,7 @@ __all__ = [
     "listeners",
     "log_interaction",
     "mean_product",
+    "nearest",
     "normalised_energy",
     "order_parameter",
     "product_histogram",

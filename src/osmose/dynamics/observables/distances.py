@@ -38,6 +38,24 @@ def closest(x: Tensor, mass: Tensor | None = None) -> Tensor:
     return torch.where((weighted("closest", x, mass)[1] >= 2).any(-1), 0.0, out)
 
 
+def nearest(x: Tensor, mass: Tensor | None = None) -> Tensor:
+    """``min_{j != i} |x_i - x_j|`` of every token over the others, ``(..., n)``; inf for a lone or absent one.
+
+    A mass of 2 or more is two tokens at one place, so 0. Time ``n^2 d``, memory a tile.
+    """
+    lead, n = x.shape[:-2], x.shape[-2]
+    x, m = weighted("nearest", x, mass)
+    x_PNd, m_PN = x.reshape(-1, n, x.shape[-1]), m.reshape(-1, n)
+    out = x.new_full(m_PN.shape, torch.inf)
+    for p, i, j in tiles(x_PNd.shape[0], n, n, x.device):
+        away = distances(x_PNd[p, i], x_PNd[p, j])
+        absent = ~((m_PN[p, i] > 0).unsqueeze(-1) & (m_PN[p, j] > 0).unsqueeze(-2))
+        if i.start == j.start:
+            absent = absent | torch.eye(away.shape[-1], dtype=torch.bool, device=x.device)
+        out[p, i] = torch.minimum(out[p, i], away.masked_fill(absent, torch.inf).amin(-1))
+    return torch.where(m_PN >= 2, 0.0, out).view(*lead, n)
+
+
 def _extreme(x: Tensor, mass: Tensor | None, *, largest: bool) -> Tensor:
     lead, n = x.shape[:-2], x.shape[-2]
     x, m = weighted("diameter" if largest else "closest", x, mass)

@@ -90,6 +90,30 @@ def close_share(
     return close / torch.where(pairs > 0, pairs, 1.0)
 
 
+def mean_product(x: Tensor, mass: Tensor | None = None, *, diagonal: bool = False) -> Tensor:
+    r"""The mean of ``<x_i, x_j>`` over pairs, ``(...)``; 0 for a state without pairs. Time n d, no pair is formed.
+
+    ``(|sum m_i x_i|^2 - sum m_i |x_i|^2) / (M^2 - M)``, with the diagonal ``|sum m_i x_i|^2 / M^2``: there the square of
+    ``order_parameter``. Of independent uniform tokens on the sphere it has mean 0 and deviation ``sqrt(2 / (n (n - 1) d))``.
+    """
+    x, m = weighted("mean_product", x, mass)
+    _refuse_parts("mean_product", m, diagonal)
+    sums = (m.unsqueeze(-1) * x).sum(-2).square().sum(-1)
+    pairs = m.sum(-1).square()
+    if not diagonal:
+        sums = sums - (m * x.square().sum(-1)).sum(-1)
+        pairs = pairs - m.sum(-1)
+    return sums / torch.where(pairs > 0, pairs, 1.0)
+
+
+def _refuse_parts(what: str, m: Tensor, diagonal: bool) -> None:
+    if not diagonal and bool(((m > 0) & (m < 1)).any()):
+        raise ValueError(
+            f"{what}: mass holds {float(m[(m > 0) & (m < 1)].min()):.4g}; without the diagonal masses count tokens, expected 0 or "
+            "at least 1. Pass diagonal=True for weights."
+        )
+
+
 def _over_pairs(
     what: str,
     x: Tensor,
@@ -103,11 +127,7 @@ def _over_pairs(
     """Sums of ``count(values, weights)`` over tiles, float64 ``(..., width)``; each unordered pair is visited once."""
     lead, n = x.shape[:-2], x.shape[-2]
     x, m = weighted(what, x, mass)
-    if not diagonal and bool(((m > 0) & (m < 1)).any()):
-        raise ValueError(
-            f"{what}: mass holds {float(m[(m > 0) & (m < 1)].min()):.4g}; without the diagonal masses count tokens, expected 0 or "
-            "at least 1. Pass diagonal=True for weights."
-        )
+    _refuse_parts(what, m, diagonal)
     x_PNd, m_PN = x.reshape(-1, n, x.shape[-1]), m.reshape(-1, n).double()
     out = torch.zeros(x_PNd.shape[0], width, dtype=torch.float64, device=x.device)
     for p, i, j in tiles(x_PNd.shape[0], n, n, x.device, upper=True):

@@ -17,28 +17,6 @@ def order_parameter(x: Tensor, mass: Tensor | None = None) -> Tensor:
     return torch.linalg.vector_norm(mean(x, m), dim=-1)
 
 
-def mean_product(x: Tensor, mass: Tensor | None = None, *, diagonal: bool = False) -> Tensor:
-    """The mean of ``<x_i, x_j>`` over pairs of distinct tokens; on the sphere 1 at consensus, ``-1/(n-1)`` at mean 0.
-
-    A mass counts tokens at one place, as in :func:`product_histogram`. With ``diagonal`` masses are weights, and the mean
-    over all pairs is ``|mean|^2``. 0 for a state without pairs. Time n d.
-
-    Raises:
-        ValueError: without the diagonal, a mass between 0 and 1.
-    """
-    x, m = weighted("mean_product", x, mass)
-    if diagonal:
-        return mean(x, m).square().sum(-1)
-    if bool(((m > 0) & (m < 1)).any()):
-        raise ValueError(
-            "mean_product: mass holds values between 0 and 1; without the diagonal masses count tokens. Pass diagonal=True for "
-            "weights."
-        )
-    sums = (m.unsqueeze(-1) * x).sum(-2).square().sum(-1) - (m * x.square().sum(-1)).sum(-1)
-    pairs = m.sum(-1).square() - m.sum(-1)
-    return sums / torch.where(pairs > 0, pairs, 1.0)
-
-
 def distance_to_dirac(x: Tensor, mass: Tensor | None = None, *, on: str = "sphere") -> Tensor:
     """The Wasserstein-2 distance (of the distance in R^d) from the state to the nearest Dirac measure.
 

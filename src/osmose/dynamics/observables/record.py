@@ -217,6 +217,10 @@ class Recorder:
     Args:
         observables: :class:`Observable`, :class:`EnergyBalance`, or anything with a name and an ``observer()``.
 
+    Attributes:
+        velocity: whether any of them needs the velocity, which a simulation computes only then. An observable without an
+            attribute of this name is taken to need it.
+
     >>> recorder = Recorder([Observable("order", order_parameter)])
     >>> recorder(0.0, torch.eye(2))
     >>> recorder.results()["order"].shape
@@ -233,6 +237,7 @@ class Recorder:
                 f"Recorder: the names {', '.join(repeated)} are taken twice ('time' is kept by the recorder); expected distinct "
                 "names."
             )
+        self.velocity = any(getattr(o, "velocity", True) for o in observables)
         self.observers = [o.observer() for o in observables]
         self.times: list[float] = []
 

@@ -50,6 +50,13 @@ def token_colours(
     return None if isinstance(colours, str) else colours
 
 
+def view_of(trajectory: Trajectory, view: View | None) -> View:
+    """The view given, else one from which the end of the run is in front."""
+    if view is not None or place_of(trajectory) != "sphere" or isinstance(trajectory.space, Gram):
+        return view or View()
+    return View.facing(trajectory.points(trajectory.states[-1]))
+
+
 def draw_state(
     axes: Axes,
     trajectory: Trajectory,
@@ -124,7 +131,7 @@ def snapshots(
         colours: ``clusters`` (None is the same): a token keeps the colour of its cluster at the first time with 2 to 8 of
             them, so that one sees who joins whom; ``tokens``: by index; or one label or colour for each token.
         scale: distance at which tokens are in one cluster. See :meth:`Trajectory.scale`.
-        view: from where spheres and space are seen.
+        view: from where spheres and space are seen; None looks at where tokens end on a sphere.
         columns: of the grid; None is at most 5.
         size: of a token.
         trail: whether each moment shows the way since the one before.
@@ -146,9 +153,10 @@ def snapshots(
     if across < 1:
         raise ValueError(f"snapshots: columns is {columns}; expected at least 1.")
     down = math.ceil(len(times) / across)
-    top = 0.45 if title is None else 0.75
-    made, grid = figure(2.35 * across, 2.45 * down + top, down, across, squeeze=False)
-    chosen = token_colours(trajectory, colours, scale)
+    top = 0.3 if title is None else 0.6
+    tall = 1.4 if place_of(trajectory) == "line" else 2.4
+    made, grid = figure(2.35 * across, tall * down + top, down, across, squeeze=False)
+    chosen, eye = token_colours(trajectory, colours, scale), view_of(trajectory, view)
     image: Any = None
     for k, axes in enumerate(grid.flat):
         if k >= len(times):
@@ -156,7 +164,7 @@ def snapshots(
             continue
         way = None
         if trail and k and times[k] > times[k - 1]:
-            way = trajectory.at(torch.linspace(float(times[k - 1]), float(times[k]), 40, dtype=torch.float64))
+            way = trajectory.at(_between(float(times[k - 1]), float(times[k]), log), log=log)
         image = draw_state(
             axes,
             trajectory,
@@ -166,7 +174,7 @@ def snapshots(
             scale=scale,
             size=size,
             frame=states,
-            view=view,
+            view=eye,
         )
         axes.set_title(moment_title(float(times[k]), int(counts[k])), loc="center")
         if axes.get_subplotspec().colspan.start:  # axes of a row are the same
@@ -178,6 +186,13 @@ def snapshots(
     if title is not None:
         made.suptitle(title)
     return made
+
+
+def _between(a: float, b: float, log: bool, count: int = 40) -> Tensor:
+    """Times from a to b, even in time or its logarithm."""
+    if log and a > 0:
+        return torch.linspace(math.log(a), math.log(b), count, dtype=torch.float64).exp().clamp(a, b)
+    return torch.linspace(a, b, count, dtype=torch.float64)
 
 
 def moment_title(t: float, count: int) -> str:

@@ -9,14 +9,14 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..gram import Gram
 from ..simulate import Solution
 from ..trajectory import Trajectory
-from .moments import Colours, draw_state, moment_title, token_colours
+from .files import whole
+from .moments import Colours, draw_state, moment_title, token_colours, view_of
 from .style import figure, require_matplotlib, style
 from .tokens import View
 
@@ -86,7 +86,7 @@ def movie(
     frame = trajectory.at(trajectory.moments(64, log=log), log=log)
     chosen = token_colours(trajectory, colours, scale)
     behind = round(trail * count)
-    flat = view or View()
+    seen = view_of(trajectory, view)
     if isinstance(trajectory.space, Gram):
         axes.set_aspect("equal")
     bar: list[Any] = []
@@ -103,7 +103,7 @@ def movie(
             scale=scale,
             size=size,
             frame=frame,
-            view=View(flat.azimuth + turn * k / max(count - 1, 1), flat.elevation),
+            view=View(seen.azimuth + turn * k / max(count - 1, 1), seen.elevation),
         )
         axes.set_title(moment_title(float(times[k]), count_there), loc="center")
         if isinstance(trajectory.space, Gram) and not bar:
@@ -145,17 +145,6 @@ def ffmpeg() -> str:
             "a .gif)",
             name="imageio_ffmpeg",
         ) from error
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A file to write beside ``path`` that takes its place once it is whole; interrupted, it is removed."""
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _write_mp4(made: Figure, frames: Iterator[None], path: Path, fps: int, dpi: int) -> None:

@@ -17,7 +17,7 @@ from ..observables import distance_to_dirac
 from ..series import ExactCurve, energies, exact_curve, mean_products, products
 from ..simulate import Solution
 from ..trajectory import Trajectory
-from .moments import Colours, draw_state, moment_title, token_colours
+from .moments import Colours, draw_state, moment_title, token_colours, view_of
 from .style import COLOURS, EXACT, figure, outlined, style
 from .tokens import View
 
@@ -84,7 +84,7 @@ def overview(
         colours=token_colours(trajectory, colours, scale),
         scale=scale,
         frame=way,
-        view=view,
+        view=view_of(trajectory, view),
     )
     if isinstance(trajectory.space, Gram):
         made.colorbar(image, ax=left, shrink=0.6, label="inner product", location="bottom")
@@ -94,7 +94,7 @@ def overview(
     _products(made, grid[1, 1], trajectory, times, states, bins, log)
     _mean(grid[1, 2], trajectory, times, states, curve, log)
     if curve is not None:
-        grid[1, 1].plot(trajectory.moments(400, log=log), curve.values, **{**EXACT, **outlined()})
+        grid[1, 1].plot(trajectory.moments(400, log=log).numpy(), curve.values, **{**EXACT, **outlined()})
     for axes in grid[:, 1:].flat:
         _time_axis(axes, times, log)
     if title is not None:
@@ -106,7 +106,7 @@ def _energy(axes: Axes, trajectory: Trajectory, times: Tensor, states: Tensor) -
     found = energies(trajectory, states)
     if not trajectory.spherical:
         distance = distance_to_dirac(trajectory.points(states), trajectory.mass, on="space")
-        axes.plot(times, distance.cpu(), color=COLOURS[0])
+        axes.plot(times.numpy(), distance.cpu().numpy(), color=COLOURS[0])
         axes.set_title("distance to a Dirac")
         axes.set_ylabel(r"$W_2$")
         return
@@ -117,7 +117,7 @@ def _energy(axes: Axes, trajectory: Trajectory, times: Tensor, states: Tensor) -
         axes.text(0.5, 0.5, "no energy known", transform=axes.transAxes, ha="center", color="#777777")
         axes.set_yticks([])
     else:
-        axes.plot(times, values.cpu(), color=COLOURS[0])
+        axes.plot(times.numpy(), values.cpu().numpy(), color=COLOURS[0])
         axes.set_ylabel(name)
     flow = f"{found.model} flow climbs it" if found.model else "not a gradient flow"
     axes.set_title(f"energy ({flow})")
@@ -131,7 +131,7 @@ def _climbs(values: Tensor | None) -> bool:
 def _clusters(axes: Axes, times: Tensor, counts: Tensor, scale: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.step(times, counts.cpu(), where="post", color=COLOURS[4])
+    axes.step(times.numpy(), counts.cpu().numpy(), where="post", color=COLOURS[4])
     axes.set_title(f"clusters (linkage at {scale:.3g})")
     top = int(counts.max())
     if top > 32:
@@ -160,7 +160,7 @@ def _products(
     least = 1 / max(float(found.pairs.max()), 2)
     shown = np.where(share > 0, share, np.nan)
     mesh = axes.pcolormesh(
-        edges, found.edges.cpu(), shown.T, norm=LogNorm(max(least, 1e-4), 1.0), rasterized=True
+        edges, found.edges.cpu().numpy(), shown.T, norm=LogNorm(max(least, 1e-4), 1.0), rasterized=True
     )
     axes.set_facecolor("#F3F3F1")
     axes.set_ylim(-1, 1)
@@ -171,11 +171,16 @@ def _products(
 def _mean(
     axes: Axes, trajectory: Trajectory, times: Tensor, states: Tensor, curve: ExactCurve | None, log: bool
 ) -> None:
-    axes.plot(times, mean_products(trajectory, states).cpu(), color=COLOURS[2], label="mean of pairs")
+    axes.plot(
+        times.numpy(),
+        mean_products(trajectory, states).cpu().numpy(),
+        color=COLOURS[2],
+        label="mean of pairs",
+    )
     axes.set_title(f"mean {_what(trajectory)[:-1]}")
     if curve is not None and curve.values is not None:
         name = "exact" if curve.exact else r"$g(t)$, large $d$"
-        axes.plot(trajectory.moments(len(curve.values), log=log), curve.values, **EXACT, label=name)
+        axes.plot(trajectory.moments(len(curve.values), log=log).numpy(), curve.values, **EXACT, label=name)
         axes.legend(loc="best")
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -1.02), min(high, 1.02))

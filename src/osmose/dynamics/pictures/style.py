@@ -74,6 +74,7 @@ def figure(
     with style():
         made = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(made)
+        made.get_layout_engine().set(w_pad=0.07, h_pad=0.07)  # type: ignore[union-attr, call-arg]
         axes = made.subplots(rows, columns, **subplots)
     return made, axes
 

@@ -38,6 +38,17 @@ class View:
     azimuth: float = 35.0
     elevation: float = 20.0
 
+    @classmethod
+    def facing(cls, x: Tensor) -> View:
+        """The view in which the mean of ``x (..., 3)`` is in front, a little aside; the usual one where it has no direction."""
+        mean = x.detach().double().cpu().reshape(-1, 3).mean(0)
+        length = float(mean.norm())
+        if not length > 0.2 * float(x.detach().norm(dim=-1).max()):
+            return cls()
+        elevation = math.degrees(math.asin(max(-1.0, min(1.0, float(mean[2]) / length))))
+        azimuth = math.degrees(math.atan2(float(mean[1]), float(mean[0])))
+        return cls(azimuth - 25.0, max(-40.0, min(40.0, elevation)))
+
     def project(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """``(..., 3)`` to places on the page ``(..., 2)`` and depth ``(...)``, positive towards the eye."""
         a, e = math.radians(self.azimuth), math.radians(self.elevation)
@@ -87,7 +98,7 @@ def draw_tokens(
         view: of ``sphere`` and ``space``.
 
     Returns:
-        The scatter of the tokens drawn, farthest first.
+        The scatter of the tokens drawn, farthest first, then the rarest colour.
 
     Raises:
         ValueError: shapes that do not fit, a place that does not fit the state.
@@ -118,7 +129,11 @@ def draw_tokens(
         rgba[:, 3] *= np.where(depth < 0, 0.45, 1.0) if place == "sphere" else 1 - 0.5 * back
         areas = areas * (1 - 0.5 * back)
     order = np.flatnonzero(shown)
-    order = order if depth is None else order[np.argsort(depth[order], kind="stable")]
+    if len(order):  # tokens at one place show the colour of most of them
+        _, kind, often = np.unique(rgba[order, :3], axis=0, return_inverse=True, return_counts=True)
+        often = often[kind.reshape(-1)]
+        nearness = np.zeros(len(order)) if depth is None else depth[order].round(1)
+        order = order[np.lexsort((often, nearness))]
     return axes.scatter(
         at[order, 0],
         at[order, 1],
@@ -230,8 +245,8 @@ def _in_plane(axes: Axes, x: np.ndarray, past: np.ndarray | None, extent: np.nda
 
     if place == "axes":
         centre, directions, share = principal_axes(extent)
-        axes.set_xlabel(f"principal axis 1 ({100 * share[0]:.0f} % of variance)")
-        axes.set_ylabel(f"principal axis 2 ({100 * share[1]:.0f} %)")
+        axes.set_xlabel(f"axis 1 ({100 * share[0]:.0f} % of variance)")
+        axes.set_ylabel(f"axis 2 ({100 * share[1]:.0f} %)")
     everywhere = flat(extent)
     low, high = everywhere.min(0), everywhere.max(0)
     half = 0.54 * max(float((high - low).max()), 1e-9)
@@ -267,13 +282,13 @@ def _draw_trails(axes: Axes, paths: np.ndarray, rgba: np.ndarray, shown: np.ndar
         return
     segments = np.stack([paths[:-1], paths[1:]], 2)[:, shown]  # (k - 1, n, 2, 2)
     tints = np.broadcast_to(rgba[shown], (*segments.shape[:2], 4)).copy()
-    strength = 0.8 if shown.sum() <= FEW else 0.5
-    tints[..., 3] *= strength * np.linspace(0.12, 1.0, k - 1)[:, None]
+    strength = 0.95 if shown.sum() <= FEW else 0.6
+    tints[..., 3] *= strength * np.linspace(0.2, 1.0, k - 1)[:, None]
     axes.add_collection(
         LineCollection(
             list(segments.reshape(-1, 2, 2)),
             colors=tints.reshape(-1, 4),
-            linewidths=0.9,
+            linewidths=1.1,
             zorder=2,
             capstyle="butt",
         ),

@@ -6,7 +6,7 @@ A family of systems is a file that holds their class and a dictionary ``SYSTEMS`
 import difflib
 from typing import Any
 
-from . import equiangular, sphere
+from . import equiangular, layers, phase, sphere
 from .base import Findings, Problem, System, Target
 from .report import Check, Report, reproduce
 
@@ -22,7 +22,7 @@ __all__ = [
     "reproduce",
 ]
 
-SYSTEMS: dict[str, System] = {**sphere.SYSTEMS, **equiangular.SYSTEMS}
+SYSTEMS: dict[str, System] = {**sphere.SYSTEMS, **equiangular.SYSTEMS, **phase.SYSTEMS, **layers.SYSTEMS}
 
 
 def named(name: str, **parameters: Any) -> System:

@@ -90,6 +90,9 @@ class SphereMovie(System):
         if "clusters" in found:
             data["clusters"] = found["clusters"]
             measured["clusters at the end"] = float(found["clusters"][-1])
+        if self.causal:
+            first = solution.states[:, 0]
+            measured["how far the first token moves"] = float((first - first[0]).norm(dim=-1).max())
         if self.half:
             pole = hemisphere_pole(solution.states[0])
             least = (solution.states @ pole).amin(-1)
@@ -110,6 +113,12 @@ class SphereMovie(System):
                     "dE/dt = |velocity|^2 in the flow's metric",
                 ),
             ]
+        if self.causal:
+            out.append(
+                Target(
+                    "how far the first token moves", 0.0, 1e-14, "2411.04990: it sees itself alone", "at most"
+                )
+            )
         if self.half:
             out.append(
                 Target(

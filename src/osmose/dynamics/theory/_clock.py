@@ -55,8 +55,10 @@ class Clock:
         """The x with ``T(x) = t``, for ``t >= 0``."""
         with np.errstate(divide="ignore"):
             scaled = np.exp(np.log(np.asarray(t, float)) - self.log_scale)
-        tail = self._pace(np.array(self.flat))
-        beyond = self.flat + (scaled - self.cumulative[-1]) / tail
+        tiny = np.finfo(float).tiny  # of a pace that is 0 beside the slowest
+        with np.errstate(over="ignore"):
+            tail = np.maximum(self._pace(np.array(self.flat)), tiny)
+            beyond = self.flat + (scaled - self.cumulative[-1]) / tail
         k = np.clip(np.searchsorted(self.cumulative, scaled, side="right") - 1, 0, len(self.cumulative) - 2)
         low, high = self.edges[k], self.edges[k + 1]
         target = scaled - self.cumulative[k]
@@ -64,7 +66,8 @@ class Clock:
         for _ in range(60):  # Newton inside a bracket: the time rises with x
             off = self._part(low, x) - target
             left, right = np.where(off < 0, x, left), np.where(off < 0, right, x)
-            step = x - off / self._pace(x)
+            with np.errstate(over="ignore"):
+                step = x - off / np.maximum(self._pace(x), tiny)
             new = np.where((step > left) & (step < right), step, (left + right) / 2)
             done = np.abs(new - x) <= 4e-16 * np.maximum(1.0, np.abs(x))
             x = new
