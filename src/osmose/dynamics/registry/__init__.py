@@ -6,7 +6,20 @@ A family of systems is a file that holds their class and a dictionary ``SYSTEMS`
 import difflib
 from typing import Any
 
-from . import equiangular, layers, phase, sphere
+from . import (
+    equiangular,
+    invariants,
+    layers,
+    long_context,
+    merging,
+    metastable,
+    pairing,
+    phase,
+    rates,
+    separation,
+    sphere,
+    symmetry,
+)
 from .base import Findings, Problem, System, Target
 from .report import Check, Report, reproduce
 
@@ -22,7 +35,20 @@ __all__ = [
     "reproduce",
 ]
 
-SYSTEMS: dict[str, System] = {**sphere.SYSTEMS, **equiangular.SYSTEMS, **phase.SYSTEMS, **layers.SYSTEMS}
+SYSTEMS: dict[str, System] = {
+    **sphere.SYSTEMS,
+    **equiangular.SYSTEMS,
+    **phase.SYSTEMS,
+    **layers.SYSTEMS,
+    **metastable.SYSTEMS,
+    **merging.SYSTEMS,
+    **pairing.SYSTEMS,
+    **separation.SYSTEMS,
+    **invariants.SYSTEMS,
+    **symmetry.SYSTEMS,
+    **rates.SYSTEMS,
+    **long_context.SYSTEMS,
+}
 
 
 def named(name: str, **parameters: Any) -> System:

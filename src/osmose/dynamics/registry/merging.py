@@ -70,7 +70,7 @@ class Chain(System):
         return Problem(
             Field(Attention(self.beta)),
             self._angles[:, None],
-            torch.logspace(-1, math.log10(until), 121, dtype=torch.float64),
+            torch.logspace(-1, math.log10(until), 61, dtype=torch.float64),
             space=Circle(),
             stepper=Stiff(rtol=1e-9, atol=1e-12),
             log_time=True,
@@ -191,7 +191,7 @@ class TwoClusters(System):
         return Problem(
             Field(Attention(beta)),
             self._pairs,
-            torch.logspace(-1, math.log10(until), 121, dtype=torch.float64),
+            torch.logspace(-1, math.log10(until), 61, dtype=torch.float64),
             space=Circle(),
             stepper=Stiff(rtol=1e-9, atol=1e-12),
             log_time=True,

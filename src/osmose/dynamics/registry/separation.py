@@ -119,7 +119,7 @@ class Caps(System):
     def _inside(self, beta: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Along a run of all tokens: times, least products of the caps ``(K, caps)``, their rates and the bounds of these."""
         field = Field(Attention(beta))
-        times = torch.linspace(0.0, 2 * max(self.betas), 241, dtype=torch.float64)
+        times = torch.linspace(0.0, 2 * max(self.betas), 121, dtype=torch.float64)
         x = simulate(field, self._start, times, stepper=Adaptive(1e-10)).states
         v = Sphere().velocity(field, x, None, 0.0)
         gram, slope = x @ x.mT, x @ v.mT + v @ x.mT
