@@ -27,7 +27,7 @@ from osmose.dynamics.registry import (
 SMALL = {
     "metastable/staircase": {"betas": (550.0, 4000.0)},
     "metastable/movie": {},
-    "metastable/chain": {"beta": 10.0, "groups": (0.0, 0.9, 2.2)},
+    "metastable/chain": {},
     "metastable/two-clusters": {"betas": (4.0,), "curve": (2.0, 40.0)},
     "metastable/pairing": {"betas": (100.0, 400.0)},
     "metastable/caps": {"betas": (6.0,)},
@@ -47,7 +47,8 @@ def failed(system, findings) -> list[str]:
     return [t.name for t in system.targets() if not t.holds(float(findings.measured[t.name]))]
 
 
-@pytest.mark.parametrize("name", SMALL)
+# the chain takes longer: it runs in osmose reproduce
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "metastable/chain"])
 def test_small_ones_meet_their_targets_and_are_drawn(name):
     system = named(name, **SMALL[name])
     findings = system.measure()

@@ -64,6 +64,18 @@ def test_rescaled_is_a_change_of_variables():
         Rescaled().velocity(Field(Attention(1.0, law="mean")), z, None, t)
 
 
+@pytest.mark.parametrize("kind", ["symmetric", "diagonal"])
+def test_rescaled_takes_a_symmetric_value_apart(kind):
+    b = draw(4, 4, seed=3)
+    v = b + b.mT if kind == "symmetric" else torch.diag(torch.tensor([1.0, 1.0, -0.5, 2.0], dtype=F64))
+    z, times = draw(3, 5, 4), torch.tensor([0.0, 0.7, 1.3], dtype=F64)[:, None, None]
+    want = torch.einsum("pij,pnj->pni", torch.linalg.matrix_exp(times * v), z)
+    torch.testing.assert_close(Rescaled(v).unscale(z, times), want, rtol=1e-11, atol=1e-12)
+    free = v.clone().requires_grad_()
+    Rescaled(free).unscale(z, 0.7).sum().backward()
+    assert free.grad is not None and bool(free.grad.abs().sum() > 0)
+
+
 def test_starts_off_the_sphere():
     x = sphere(5, 3)
     assert Sphere("refuse").check(x) is not None

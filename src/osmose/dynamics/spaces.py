@@ -279,6 +279,7 @@ class Rescaled(Space):
 
     def __init__(self, value: Tensor | float = 1.0):
         self.value = value
+        self._spectrum = _spectrum(value) if isinstance(value, Tensor) and value.ndim == 2 else None
 
     def velocity(self, field: Field, x: Tensor, tokens: Tokens | None, t: float | Tensor) -> Tensor:
         if isinstance(t, (int, float)):
@@ -297,16 +298,28 @@ class Rescaled(Space):
         return difference @ v.mT if v.ndim else v * difference
 
     def unscale(self, z: Tensor, t: float | Tensor) -> Tensor:
-        """``x = e^{tV} z``."""
+        """``x = e^{tV} z``. A symmetric V is taken apart once; for one that is diagonal no coordinate sees the rounding of another."""
         v = torch.as_tensor(self.value, dtype=z.dtype, device=z.device)
         t = torch.as_tensor(t, dtype=z.dtype, device=z.device)
         if not v.ndim:
             return torch.exp(t * v) * z
+        if self._spectrum is not None:
+            rates, basis = (y.to(z) for y in self._spectrum)
+            return (z @ basis * torch.exp(t * rates)) @ basis.mT
         return z @ torch.linalg.matrix_exp(t * v).mT
 
     def __repr__(self) -> str:
         shown = tuple(self.value.shape) if isinstance(self.value, Tensor) else self.value
         return f"Rescaled(value={shown})"
+
+
+def _spectrum(v: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Eigenvalues ``(d,)`` and eigenvectors in columns, of a symmetric V that is no parameter of a derivative."""
+    if v.shape[0] != v.shape[1] or v.requires_grad or not torch.equal(v, v.mT):
+        return None
+    if torch.equal(v, torch.diag(v.diagonal())):
+        return v.diagonal(), torch.eye(len(v), dtype=v.dtype, device=v.device)
+    return torch.linalg.eigh(v.double())
 
 
 def _unit(x: Tensor) -> Tensor:

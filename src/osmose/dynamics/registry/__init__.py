@@ -8,17 +8,23 @@ from typing import Any
 
 from . import (
     equiangular,
+    hyperplanes,
     invariants,
     layers,
+    leaders,
     long_context,
+    low_rank,
     merging,
     metastable,
+    one_dimension,
     pairing,
     phase,
     rates,
     separation,
     sphere,
     symmetry,
+    unprojected,
+    weights,
 )
 from .base import Findings, Problem, System, Target
 from .report import Check, Report, reproduce
@@ -48,6 +54,12 @@ SYSTEMS: dict[str, System] = {
     **symmetry.SYSTEMS,
     **rates.SYSTEMS,
     **long_context.SYSTEMS,
+    **unprojected.SYSTEMS,
+    **hyperplanes.SYSTEMS,
+    **one_dimension.SYSTEMS,
+    **leaders.SYSTEMS,
+    **low_rank.SYSTEMS,
+    **weights.SYSTEMS,
 }
 
 
