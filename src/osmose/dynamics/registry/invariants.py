@@ -164,6 +164,9 @@ class Dissipation(System):
     time_scale = "1 (SA), e^{-beta} (USA)"
     invariants = ("dE/dt is the dissipation",)
 
+    def quick(self) -> Self:
+        return replace(self, until=min(self.until, 1.0), nodes=16)
+
     @property
     def _fields(self) -> dict[str, Field]:
         g = seeded(self.seed + 1)

@@ -53,7 +53,7 @@ class Consensus(System):
         start = cap(self.n, self.d, angle=self.angle, generator=seeded(self.seed))
         # down to gaps of 1e-14, distances of 1e-7: in units of the rate, some 16 more than to the first
         unit = 1.0 if model == "SA" else math.exp(-beta)
-        times = unit * torch.linspace(0.0, 18.0, 181, dtype=torch.float64)
+        times = unit * torch.linspace(0.0, 18.0, 91, dtype=torch.float64)
         field = Field(Attention(beta, law="row" if model == "SA" else "mean"))
         return Problem(field, start, times, stepper=Adaptive(self.tolerance), beta=beta)
 
@@ -105,14 +105,14 @@ class Consensus(System):
                     "color": COLOURS[k % len(COLOURS)],
                     "mfc": "none" if model == "USA" else None,
                 }
-                left.plot(t[::4], gap[::4], marker, **kind, label=f"{model}, β = {beta:g}")
+                left.plot(t[::2], gap[::2], marker, **kind, label=f"{model}, β = {beta:g}")
                 late = gap < 1e-3
                 left.plot(
                     t[late], np.exp(at - 2 * t[late].numpy()), **EXACT, label=None if row else "exact rates"
                 )
                 kept = gap > 1e-14
                 local = -gap[kept].log().diff() / t[kept].diff() / 2
-                right.plot(t[kept][1:][::4], local[::4], marker, **kind)
+                right.plot(t[kept][1:][::2], local[::2], marker, **kind)
                 row += 1
         right.axhline(1.0, **EXACT, label="exact")
         left.set(yscale="log", xlabel=r"time; of USA $e^\beta t$", ylabel="1 − ⟨x, y⟩ of the widest pair")
