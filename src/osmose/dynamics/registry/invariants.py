@@ -258,7 +258,7 @@ class Dissipation(System):
             axes.plot(times, slope, "o", ms=3.5, color=COLOURS[k % len(COLOURS)], label=name)
             axes.plot(times, rate, **EXACT, label="dissipation" if k == len(self._fields) - 1 else None)
         axes.set(yscale="log", xlabel="time", ylabel="slope of the energy", xlim=(0, self.until))
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return made
 
 

@@ -125,7 +125,7 @@ class Staircase(System):
     def problem(self) -> Problem:
         beta = self.betas[0]
         merges = [t for t in history_of(self.angles, beta, "USA").times if t < 1e7]
-        until = 3 * max(merges, default=1e6)
+        until = max(merges, default=1e6)  # past the third merge all that moves is rounding
         return Problem(
             Field(Attention(beta, law="mean", scaled=True)),
             torch.tensor(self.angles, dtype=torch.float64)[:, None],

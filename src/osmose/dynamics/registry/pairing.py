@@ -46,7 +46,7 @@ class Pairing(System):
 
     def problem(self) -> Problem:
         beta = self.betas[0]
-        times = torch.logspace(-1, 5, 121, dtype=torch.float64)
+        times = torch.logspace(-1, 3.5, 121, dtype=torch.float64)
         return Problem(
             Field(Attention(beta, law="mean", scaled=True)), self._start, times, log_time=True, beta=beta
         )

@@ -235,7 +235,7 @@ class ThreeClusters(System):
 
     def problem(self) -> Problem:
         x = self._angles + 0.02 * torch.randn(3 * self.each, 1, dtype=torch.float64, generator=seeded(0))
-        times = torch.linspace(0.0, 60.0, 121, dtype=torch.float64)
+        times = torch.linspace(0.0, 20.0, 101, dtype=torch.float64)
         return Problem(self._field(self.lowest), x, times, space=Circle(), beta=self.lowest)
 
     def _largest(self, beta: float) -> float:
