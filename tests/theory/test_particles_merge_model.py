@@ -92,3 +92,48 @@ def test_consensus_and_contact_at_the_start():
 def test_refusals(x, options, reason):
     with pytest.raises(ValueError, match=reason):
         merge_model(x, **({"beta": 1.0} | options))
+
+
+@pytest.mark.parametrize("model", ["SA", "USA"])
+def test_times_past_those_that_a_clock_of_floats_resolves(model):
+    """The last approach takes some tens of more than 1e90 units of time, far below the spacing of floats there."""
+    beta, angles = 1500.0, torch.tensor([0.0, 0.1, 0.65], dtype=F64)
+    history = merge_model(angles, beta, model=model, until=1e300)
+    assert [stage.members for stage in history.stages] == [((0,), (1,), (2,)), ((0, 1), (2,)), ((0, 1, 2),)]
+    contact = 1e-4 / math.sqrt(beta + 1)
+    for stage in history.stages[:2]:
+        gap = float(stage.points.diff().min())
+        m1, m2 = stage.mass[:2].tolist()
+        wait = theory.two_cluster_time(contact, beta, m1, m2, start=gap, model=model, scaled=True, log=True)
+        share = 1.0 if model == "SA" or len(stage.mass) == 2 else 2 / 3  # USA: the two are part of the whole
+        # of three, the third is out of sight: e^{-beta} of its distance
+        assert math.log(stage.end - stage.start) == pytest.approx(wait - math.log(share), abs=1e-6)
+    assert history.times[1] > 1e90
+
+
+def test_a_stage_keeps_its_path():
+    beta = 100.0  # the third is out of sight
+    history = merge_model(torch.tensor([0.0, 0.5, 1.3]), beta, model="USA", until=1e100)
+    for stage in history.stages[:-1]:
+        assert len(stage.times) == len(stage.clock) == len(stage.path) > 10
+        assert bool((stage.times.diff() >= 0).all())
+        # the model's clock: the closest pair obeys tan(theta / 2) = tan(theta_0 / 2) e^{-(m1 + m2) tau / M}
+        gap = stage.path[:, 1] - stage.path[:, 0]
+        want = theory.paired_angle(stage.clock.numpy(), float(gap[0]), *stage.mass[:2].tolist(), total=3.0)
+        np.testing.assert_allclose(gap, want, rtol=1e-6, atol=1e-9)
+    middle = history.at(math.sqrt(history.times[0] * history.times[1]))
+    assert len(middle.mass) == 2
+
+
+def test_opposite_clusters_wait_for_ever():
+    for until in (1.0, 1e12, 1e300):
+        history = merge_model(torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=F64), 1.0, until=until)
+        assert [len(stage.mass) for stage in history.stages] == [2]
+        assert history.stages[0].end == until
+
+
+def test_a_wait_far_longer_than_the_run():
+    history = merge_model(torch.tensor([0.0, 0.02, 1.5]), 900.0, until=1e300)  # the last wait is e^{830}
+    assert [len(stage.mass) for stage in history.stages] == [3, 2]
+    assert history.stages[-1].end == 1e300
+    assert float(history.stages[-1].last[1]) == pytest.approx(1.5, abs=1e-9)

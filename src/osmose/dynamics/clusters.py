@@ -8,6 +8,10 @@ Between contacts k clusters of masses m follow the field itself,
 A cluster does not act on itself, so a velocity of 1e-17 is as exact as one of 1: metastable states live as long as they
 should, where particles are held by rounding. What is left out is the width of a cluster, which shrinks like ``e^{-t}``.
 
+Between two merges the clock is that of the closest pair, ``d tau = e^{beta (rho - 1)} dt`` with its inner product rho: its
+approach takes some units of tau, whatever beta, and ends in as many steps as it began. In t the last of it would be shorter
+than the spacing of floats beside the wait before it.
+
 Shapes: angles ``(n,)`` of the circle or points ``(n, d)`` of the sphere, masses ``(n,)``; k clusters.
 
 Source: 2410.06833 for the picture; the model derived here, and compared with all tokens in the tests.
@@ -29,19 +33,38 @@ class Stage:
     """Some clusters from one merge to the next.
 
     Attributes:
-        start, end: times; end is that of the merge which closes the stage, or of the run.
-        points: of the clusters at ``start``, angles ``(k,)`` or points ``(k, d)``.
-        last: the same at ``end``.
+        times: of the solver's steps ``(s,)``, from the start of the stage to the merge which closes it, or to the end of the run.
+        clock: ``tau (s,)`` there, since the start of the stage.
+        path: the clusters there, angles ``(s, k)`` or points ``(s, k, d)``.
         mass: ``(k,)``.
         members: the tokens of each cluster.
     """
 
-    start: float
-    end: float
-    points: Tensor
-    last: Tensor
+    times: Tensor
+    clock: Tensor
+    path: Tensor
     mass: Tensor
     members: tuple[tuple[int, ...], ...]
+
+    @property
+    def start(self) -> float:
+        """The first time."""
+        return float(self.times[0])
+
+    @property
+    def end(self) -> float:
+        """The last time."""
+        return float(self.times[-1])
+
+    @property
+    def points(self) -> Tensor:
+        """The clusters at ``start``, angles ``(k,)`` or points ``(k, d)``."""
+        return self.path[0]
+
+    @property
+    def last(self) -> Tensor:
+        """The same at ``end``."""
+        return self.path[-1]
 
     @property
     def energy(self) -> float:
@@ -94,11 +117,11 @@ def merge_model(
     Args:
         x: angles ``(n,)`` of the circle, or points ``(n, d)`` of the sphere.
         beta: inverse temperature, at least 0.
-        until: last time; for USA on the clock ``e^beta t``.
+        until: last time, up to 1e300; for USA on the clock ``e^beta t``.
         mass: ``(n,)``, positive; None is 1 for each.
         model: ``SA`` or ``USA``.
         contact: angle at which two clusters become one; None is ``1e-4 / sqrt(1 + beta)``, far inside the reach of the kernel.
-        rtol: of the solver (LSODA); errors are angles.
+        rtol: of the solver (LSODA); errors are angles, and shares of a stage's duration.
 
     Returns:
         The stages, down to one cluster or to ``until``. Tokens closer than ``contact`` at the start are one from time 0.
@@ -120,12 +143,15 @@ def merge_model(
     t = 0.0
     points, m, members = motion.joined(points, m, members)
     while True:
-        end, last = (until, points) if len(m) == 1 else _stretch(motion, points, m, t, until, rtol)
-        stages.append(Stage(t, end, _tensor(points), _tensor(last), _tensor(m), tuple(members)))
-        if end >= until:
+        if len(m) == 1:
+            times, clock, path = [t, until], [0.0, until - t], [points, points]
+        else:
+            times, clock, path = _stretch(motion, points, m, t, until, rtol)
+        stages.append(Stage(_tensor(times), _tensor(clock), _tensor(path), _tensor(m), tuple(members)))
+        t = times[-1]
+        if t >= until:
             return MergeHistory(tuple(stages))
-        t = end
-        points, m, members = motion.joined(last, m, members)
+        points, m, members = motion.joined(path[-1], m, members)
 
 
 class _Clusters:
@@ -134,7 +160,8 @@ class _Clusters:
     def __init__(self, beta: float, model: str, contact: float):
         self.beta, self.model, self.contact = beta, model, contact
 
-    def velocity(self, x: np.ndarray, m: np.ndarray) -> np.ndarray:
+    def velocity(self, x: np.ndarray, m: np.ndarray) -> tuple[np.ndarray, float]:
+        """``dx / d tau`` and ``log (dt / d tau) = beta (1 - rho)``, rho of the closest pair."""
         if x.ndim == 1:
             apart = x[None, :] - x[:, None]
             towards, off = np.sin(apart), -2 * np.sin(apart / 2) ** 2  # cos - 1 without cancellation
@@ -143,9 +170,12 @@ class _Clusters:
             step = x[None, :] - x[:, None]
             off = -(step**2).sum(-1) / 2
             towards = step - off[..., None] * x[:, None]  # proj x_l = x_l - x_k - (<x_k, x_l> - 1) x_k
-        w = m * np.exp(self.beta * off)
-        w = w / (w.sum(-1, keepdims=True) if self.model == "SA" else m.sum())
-        return (w * towards).sum(-1) if x.ndim == 1 else (w[..., None] * towards).sum(1)
+        closest = off[~np.eye(len(m), dtype=bool)].max()
+        # shifted by the closest pair, no weight overflows; far ones may vanish, as they should
+        w = np.exp(np.minimum(self.beta * (off - closest), 0.0)) * m
+        w = w / ((m * np.exp(self.beta * off)).sum(-1, keepdims=True) if self.model == "SA" else m.sum())
+        v = (w * towards).sum(-1) if x.ndim == 1 else (w[..., None] * towards).sum(1)
+        return v, -self.beta * float(closest)
 
     def gaps(self, x: np.ndarray) -> np.ndarray:
         """Angles between clusters, ``(k, k)``, inf on the diagonal."""
@@ -183,40 +213,66 @@ class _Clusters:
 
 def _stretch(
     motion: _Clusters, x: np.ndarray, m: np.ndarray, t: float, until: float, rtol: float
-) -> tuple[float, np.ndarray]:
-    """From t to the next contact, or to ``until``: the time and the clusters there."""
-    from scipy.integrate import solve_ivp
+) -> tuple[list[float], list[float], list[np.ndarray]]:
+    """From t to the next contact, or to ``until``: times, tau and clusters at the solver's steps."""
+    from scipy.integrate import LSODA
+    from scipy.optimize import brentq
+
+    # time since t in units of dt / d tau at the start, which is about the largest: q = O(tau)
+    unit = motion.velocity(x, m)[1]
+    span = math.exp(min(math.log(until - t) - unit, 700.0))
 
     def slope(_: float, y: np.ndarray) -> np.ndarray:
-        return motion.velocity(y.reshape(x.shape), m).ravel()
+        v, log_pace = motion.velocity(y[:-1].reshape(x.shape), m)
+        return np.append(v.ravel(), math.exp(min(log_pace - unit, 700.0)))
 
-    def touch(_: float, y: np.ndarray) -> float:
-        return float(np.log(motion.gaps(y.reshape(x.shape)).min() / motion.contact))
+    def apart(y: np.ndarray) -> float:  # positive until clusters touch
+        return math.log(max(motion.gaps(y[:-1].reshape(x.shape)).min(), 1e-300) / motion.contact)
 
-    touch.terminal = True  # type: ignore[attr-defined]
-    # time starts anew at every merge: t + h would lose what is short beside t
-    out = solve_ivp(
+    def left(y: np.ndarray) -> float:  # positive until they do, or the time is over
+        return min(apart(y), 1 - y[-1] / span)
+
+    def at(y: np.ndarray) -> tuple[float, np.ndarray]:
+        points = y[:-1].reshape(x.shape)
+        if x.ndim == 2:
+            points = points / np.linalg.norm(points, axis=-1, keepdims=True)
+        return t + math.exp(min(unit + math.log(y[-1]), 709.0)) if y[-1] > 0 else t, points
+
+    solver = LSODA(
         slope,
-        (0.0, until - t),
-        x.ravel(),
-        method="LSODA",
-        events=touch,
+        0.0,
+        np.append(x.ravel(), 0.0),
+        1e6 + 10 * span,  # never reached: the pair meets in O(M / m) of tau, or q rises as fast as tau
         rtol=rtol,
         atol=1e-3 * rtol * min(1.0, motion.contact / 1e-6),
     )
-    if out.status < 0:
-        raise RuntimeError(
-            f"merge_model: the solver gave up at t = {t + out.t[-1]:g} with {len(m)} clusters ({out.message}); take a larger "
-            "rtol or contact."
-        )
-    last = out.y[:, -1].reshape(x.shape)
-    if x.ndim == 2:
-        last = last / np.linalg.norm(last, axis=-1, keepdims=True)
-    end = until if out.status == 0 else t + float(out.t[-1])
-    return end, last
+    times, clock, path, over = [t], [0.0], [x], False
+    while not over:
+        message = solver.step()
+        if solver.status != "running":
+            raise RuntimeError(
+                f"merge_model: the solver gave up at t = {times[-1]:g} with {len(m)} clusters ({message}); take a larger "
+                "rtol or contact."
+            )
+        tau, y, over = solver.t, solver.y, left(solver.y) <= 0
+        if over:
+            inside, before = solver.dense_output(), solver.t_old
+            # the interpolant differs from the steps by rounding: an end of the step may be the root
+            if left(inside(before)) <= 0:
+                tau = before
+            elif left(inside(tau)) <= 0:
+                tau = brentq(lambda s, inside=inside: left(inside(s)), before, tau, xtol=1e-14, rtol=1e-14)
+            y = inside(tau)
+        time, points = at(y)
+        times.append(max(time, times[-1]))  # what the solver errs by is more than the last steps take
+        clock.append(tau)
+        path.append(points)
+    if apart(y) > 1e-7:  # not contact, whose root is far more exact: the time is over
+        times[-1] = until
+    return times, clock, path
 
 
-def _tensor(x: np.ndarray) -> Tensor:
+def _tensor(x: np.ndarray | list[np.ndarray] | list[float]) -> Tensor:
     return torch.from_numpy(np.array(x))
 
 
