@@ -14,7 +14,7 @@ from PIL import Image
 
 from osmose.dynamics import Attention, Circle, Field, Gram, Rescaled, gram_matrix, simulate
 from osmose.dynamics.pictures import figure, movie
-from osmose.dynamics.pictures.files import whole
+from osmose.files import whole
 
 from .test_dynamics_fields import draw, sphere
 

@@ -14,7 +14,8 @@ import torch
 
 from osmose.dynamics.pictures import figure
 from osmose.dynamics.registry import SYSTEMS, Findings, Problem, System, Target, named, reproduce
-from osmose.dynamics.registry.report import plain, whole
+from osmose.dynamics.registry.report import plain
+from osmose.files import whole
 
 
 @dataclass(frozen=True)
@@ -141,12 +142,13 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("before")
 
-    def stop(file) -> None:
-        file.write(b"half of it")
-        raise KeyboardInterrupt
+    def stopped() -> None:
+        with whole(path) as part:
+            part.write_text("half of it")
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        whole(path, stop)
+        stopped()
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     assert path.read_text() == "before"
 

@@ -116,7 +116,7 @@ def number(value: float | None) -> str:
 def _save(rows: list[dict[str, Any]], command: ReproduceCommand) -> None:
     import json
 
-    from osmose.dynamics.registry.report import whole
+    from osmose.files import whole
 
     lines = ["| " + " | ".join(HEAD) + " |", "|---|---|---|---|---|---|"]
     lines += [
@@ -125,9 +125,10 @@ def _save(rows: list[dict[str, Any]], command: ReproduceCommand) -> None:
         for line in cells(row)
     ]
     command.out.mkdir(parents=True, exist_ok=True)
-    markdown, found = "\n".join(lines) + "\n", json.dumps(rows, indent=2) + "\n"
-    whole(command.out / "reproduce.md", lambda file: file.write(markdown.encode()))
-    whole(command.out / "reproduce.json", lambda file: file.write(found.encode()))
+    texts = {"reproduce.md": "\n".join(lines) + "\n", "reproduce.json": json.dumps(rows, indent=2) + "\n"}
+    for name, text in texts.items():
+        with whole(command.out / name) as part:
+            part.write_text(text, encoding="utf-8")
 
 
 def _print(rows: list[dict[str, Any]], command: ReproduceCommand) -> None:

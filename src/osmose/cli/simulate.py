@@ -124,14 +124,15 @@ def _written(
     import numpy as np
 
     from osmose.dynamics.pictures import movie, overview
-    from osmose.dynamics.registry.report import whole
+    from osmose.files import whole
 
     files = {"states": str(folder / "run.npz"), "figure": str(folder / "figure.png")}
     arrays = {name: value.numpy() for name, value in solution.results.items()}
     arrays |= {"times": solution.times.numpy(), "states": solution.states.numpy()}
-    whole(folder / "run.npz", lambda file: np.savez_compressed(file, **arrays))
-    figure = overview(solution, problem.field)
-    whole(folder / "figure.png", lambda file: figure.savefig(file, format="png", dpi=130))
+    with whole(folder / "run.npz") as part:
+        np.savez_compressed(part, **arrays)
+    with whole(folder / "figure.png") as part:
+        overview(solution, problem.field).savefig(part, dpi=130)
     if command.movie != "none":
         files["movie"] = str(movie(solution, folder / f"movie.{command.movie}"))
     if command.payload:

@@ -19,13 +19,13 @@ from torch import Tensor
 from ..dynamics.fields import Field
 from ..dynamics.gram import Gram
 from ..dynamics.observables import distance_to_dirac, order_parameter
-from ..dynamics.pictures.files import whole
 from ..dynamics.series import attention, directions, energies, exact_curve, mean_products, products
 from ..dynamics.simulate import Solution
 from ..dynamics.spaces import Circle
 from ..dynamics.status import Status
 from ..dynamics.terms import Attention
 from ..dynamics.trajectory import Trajectory
+from ..files import whole
 from .schema import SCHEMA, VERSION, check_payload
 
 PAIRS = 256  # tokens up to which weights of all pairs are given

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...files import whole
 from ..gram import Gram
 from ..simulate import Solution
 from ..trajectory import Trajectory
-from .files import whole
 from .moments import Colours, draw_state, moment_title, token_colours, view_of
 from .style import figure, require_matplotlib, style
 from .tokens import View

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import numpy as np
 import torch
 
 from ...__about__ import __version__
+from ...files import whole
 from ..pictures import style
 from .base import Findings, System, Target, Told, silent
 
@@ -128,7 +127,8 @@ def reproduce(
 def _write(report: Report, folder: Path, about: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {key: _array(value) for key, value in report.findings.data.items()}
-    whole(folder / "data.npz", lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+    with whole(folder / "data.npz") as part:
+        np.savez_compressed(part, **arrays)  # type: ignore[arg-type]
     made = {
         "osmose": __version__,
         "torch": torch.__version__,
@@ -139,24 +139,11 @@ def _write(report: Report, folder: Path, about: Mapping[str, Any]) -> None:
         **about,
     }
     text = json.dumps({**report.to_json(), "made": made}, indent=2) + "\n"
-    whole(folder / "report.json", lambda file: file.write(text.encode()))
+    with whole(folder / "report.json") as part:
+        part.write_text(text, encoding="utf-8")
     # last: what was measured is safe by now
-    with style():
-        figure = report.system.draw(report.findings)
-        whole(folder / "figure.png", lambda file: figure.savefig(file, format="png", dpi=150))
-
-
-def whole(path: Path, write: Callable[[Any], Any]) -> None:
-    """Write a file so that it is there whole or not at all: ``write`` gets a binary file."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            write(file)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.replace(file.name, path)
+    with style(), whole(folder / "figure.png") as part:
+        report.system.draw(report.findings).savefig(part, dpi=150)
 
 
 def _array(value: Any) -> np.ndarray:

@@ -12,10 +12,10 @@ import os
 import warnings
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from torch import Tensor
 
+from ...files import whole
 from .settings import differences
 
 Values = dict[str, Tensor]
@@ -61,7 +61,8 @@ class Folder:
         if kept is None:
             self.path.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"fingerprint": fingerprint, "chunks": chunks, "settings": settings}, indent=1)
-            write_whole(self.path / MANIFEST, text.encode())
+            with whole(self.path / MANIFEST) as part:
+                part.write_bytes(text.encode())
             return
         other = differences(kept["settings"], settings) + differences(kept["chunks"], chunks, "chunk")
         if other:
@@ -95,26 +96,14 @@ class Folder:
         return self.path / f"chunk-{number:05d}.safetensors"
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """A file with all of its bytes, or none: a stop in between leaves what was there."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_tensors(path: Path, tensors: Values, about: dict[str, Any]) -> None:
     """Tensors and JSON in one safetensors file, with a digest of the bytes."""
     from safetensors.torch import save
 
     owned = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     text = json.dumps(about | {"digest": _digest(owned)})
-    write_whole(path, save(owned, metadata={"osmose.sweep": text}))
+    with whole(path) as part:
+        part.write_bytes(save(owned, metadata={"osmose.sweep": text}))
 
 
 def read_tensors(path: Path) -> tuple[Values, dict[str, Any]]:
