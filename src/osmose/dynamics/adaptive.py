@@ -7,6 +7,7 @@ Source: Dormand and Prince, 1980, in normal coordinates of the state at the star
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -136,15 +137,25 @@ class Adaptive(Stepper):
         slopes = [first]
         y, u, v, far = x, torch.zeros_like(x), first, torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for weights, node in zip(STAGES, NODES[1:], strict=True):
-            u = step * sum(w * k for w, k in zip(weights, slopes, strict=True) if w)
-            far = far | ~(u.norm(dim=-1).amax(-1) < 0.9 * space.reach)
-            u = torch.where(far[:, None, None], 0.0, u)
+            u = step * _combined(weights, slopes)
+            if space.reach < math.inf:
+                far = far | ~(u.norm(dim=-1).amax(-1) < 0.9 * space.reach)
+                u = torch.where(far[:, None, None], 0.0, u)
             y = space.exp(x, u)
             v = motion.velocity(y, s + node * h)
             slopes.append(space.pull(x, u, v))
-        off = step * sum(w * k for w, k in zip(ERROR, slopes, strict=True) if w)
+        off = step * _combined(ERROR, slopes)
         error = (off.norm(dim=-1) / (self.atol + self.rtol * space.size(x) + 1e-300)).amax(-1).double()
         return y, torch.where(far | ~torch.isfinite(error), torch.inf, error), v
+
+
+def _combined(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    """``sum w k``, over the weights that are not 0."""
+    some = [(w, k) for w, k in zip(weights, slopes, strict=True) if w]
+    out = some[0][0] * some[0][1]
+    for w, k in some[1:]:
+        out += w * k
+    return out
 
 
 class Stiff(Stepper):

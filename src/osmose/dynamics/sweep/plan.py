@@ -185,7 +185,7 @@ def plan_of(
         raise ValueError(f"sweep: dtype is {dtype}; expected torch.float64, or torch.float32.")
     if space not in ("auto", "sphere", "gram"):
         raise ValueError(f"sweep: space is {space!r}; expected 'auto', 'sphere' or 'gram'.")
-    stepper = stepper or Adaptive(1e-8 if dtype == torch.float64 else 1e-5)
+    stepper = stepper or Adaptive(1e-6 if dtype == torch.float64 else 1e-5)
     if stepper.random:
         raise ValueError(
             f"sweep: {stepper!r} draws one noise for all systems of a chunk, and values would depend on chunks; expected a "

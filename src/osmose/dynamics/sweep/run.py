@@ -54,7 +54,7 @@ def sweep(
         observe: :class:`~osmose.dynamics.observables.Observable` s, or ``observe(beta)`` to them where they need beta:
             ``lambda beta: [Observable("energy", partial(energy, beta=beta))]``.
         start: ``start(n, d, generator=...)`` to tokens ``(n, d)``; None is uniform on the sphere.
-        stepper: None is :class:`Adaptive` to 1e-8 (float32: 1e-5).
+        stepper: None is :class:`Adaptive` to 1e-6 (float32: 1e-5), far below what seeds differ by.
         space: ``gram`` steps inner products, which take ``n^3`` in place of ``n^2 d`` a step; ``sphere`` the tokens; ``auto``
             inner products where ``d > n`` and the field has no more than them to go by. On the sphere a step in normal
             coordinates takes about as long at d = n (n = 4 to 256), 2 times at 2 n, 3 to 4 times at 4 n.
