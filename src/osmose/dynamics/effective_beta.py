@@ -93,7 +93,7 @@ class EffectiveBeta:
 
         Args:
             weights: ``(H, r, m)`` or ``(r, m)``, rows = targets.
-            x: ``(m, d)`` sources; their directions x/|x| are taken. A zero vector is no source.
+            x: ``(m, d)`` sources; their directions ``x / |x|`` are taken. A zero vector is no source.
             targets: ``(r,)`` int64, the places of the rows among the sources; None: they are all of them.
             mass: ``(m,)``, None is 1. Sources of mass 0 do not exist.
             causal: target i sees the sources j <= i only.
