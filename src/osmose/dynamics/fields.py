@@ -48,6 +48,8 @@ class Field:
 
     def __call__(self, x: Tensor, tokens: Tokens | None = None, t: float | Tensor = 0.0) -> Tensor:
         """A, ``(..., n, d)``."""
+        if self.drift is None and len(self.terms) == 1:
+            return self.terms[0](x, tokens)
         out = None if self.drift is None else self.drift(x, t)
         for term in self.terms:
             a = term(x, tokens)

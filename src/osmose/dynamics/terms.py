@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -217,8 +218,9 @@ class Attention:
     def _scores(self, x: Tensor) -> Tensor:
         """``beta <Q x_i, K x_j>``; of two-dimensional x by one call, which is what small systems wait for."""
         if x.ndim == 2 and isinstance(self.beta, (int, float)):
-            q, k = _turned(x, self.query), _turned(x, self.key)
-            return torch.addmm(x.new_empty(()), q, k.mT, beta=0, alpha=self.beta)
+            q = x if self.query is None else _turned(x, self.query)
+            k = x if self.key is None else _turned(x, self.key)
+            return torch.addmm(_nothing(x.dtype, x.device), q, k.mT, beta=0, alpha=self.beta)
         return self._queries(x) @ _turned(x, self.key).mT
 
     def refuse_overflow(self, x: Tensor) -> None:
@@ -226,6 +228,8 @@ class Attention:
         if self.scaled:
             return
         top = abs(self.beta) if isinstance(self.beta, (int, float)) else float(self.beta.detach().abs().max())
+        if top < 10:  # no type overflows there
+            return
         limit = math.log(torch.finfo(x.dtype).max)
         if top > limit - 1:
             raise ValueError(
@@ -239,7 +243,7 @@ class Attention:
         n = x.shape[-2]
         if (tokens is None or tokens.mass is None) and x.numel() * n <= TILE * x.shape[-1]:
             s = self._scores(x)
-            return (s - self.inverse_temperature(x) if self.scaled else s).exp() @ v / n
+            return (s - self.inverse_temperature(x) if self.scaled else s).exp_() @ v / n
         q, k = self._queries(x), _turned(x, self.key)
         mass = None if tokens is None or tokens.mass is None else tokens.mass.to(x.dtype)
         less: Tensor | float = 0.0
@@ -309,6 +313,12 @@ class Mixed:
     def __call__(self, x: Tensor, tokens: Tokens | None = None) -> Tensor:
         v = self.value * x if isinstance(self.value, (int, float)) else _turned(x, self.value)
         return (self.operator(x, tokens) @ v.unsqueeze(-3)).squeeze(-3)
+
+
+@cache
+def _nothing(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What ``addmm`` adds 0 times."""
+    return torch.zeros((), dtype=dtype, device=device)
 
 
 def _turned(x: Tensor, weight: Tensor | None) -> Tensor:
