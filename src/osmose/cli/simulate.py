@@ -55,8 +55,10 @@ def main(arguments: list[str]) -> None:
     folder = command.out or Path("runs") / "simulate" / command.name
     problem = system.problem()
     watched = _recorder(problem)
+    folder.mkdir(
+        parents=True, exist_ok=True
+    )  # before the run: a folder that cannot be is no reason to lose one
     solution = problem.simulate(observe=watched)
-    folder.mkdir(parents=True, exist_ok=True)
     files = _written(command, system, problem, solution, folder)
     told = {
         "name": command.name,

@@ -238,6 +238,9 @@ def _in_space(axes: Axes, x: np.ndarray, past: np.ndarray | None, extent: np.nda
 
 
 def _in_plane(axes: Axes, x: np.ndarray, past: np.ndarray | None, extent: np.ndarray, place: str) -> Placed:
+    if place == "axes" and x.shape[-1] == 1:
+        place = "line"
+
     def flat(points: np.ndarray) -> np.ndarray:
         if place == "line":
             return np.concatenate([points, np.zeros_like(points)], -1)

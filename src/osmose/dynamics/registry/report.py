@@ -106,6 +106,11 @@ def reproduce(
 
     system = named(name)
     system = system.quick() if quick else system
+    path = None if folder is None else Path(folder)
+    if path is not None:
+        path.mkdir(
+            parents=True, exist_ok=True
+        )  # before it is measured: what cannot be written is known at once
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -117,7 +122,6 @@ def reproduce(
         raise RuntimeError(f"reproduce: {name} has targets that it does not measure: {', '.join(missing)}.")
     checks = tuple(Check(t, float(findings.measured[t.name])) for t in targets)
     said = tuple(dict.fromkeys(str(w.message) for w in caught))
-    path = None if folder is None else Path(folder)
     report = Report(name, system, quick, checks, findings, seconds, said, path)
     if path is not None:
         _write(report, path, about or {})
@@ -125,7 +129,6 @@ def reproduce(
 
 
 def _write(report: Report, folder: Path, about: Mapping[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = {key: _array(value) for key, value in report.findings.data.items()}
     with whole(folder / "data.npz") as part:
         np.savez_compressed(part, **arrays)  # type: ignore[arg-type]
