@@ -74,7 +74,9 @@ def _page(rows: list[dict[str, Any]], runs: Path) -> str:
                 check["name"], sign + number(check["value"]), number(check["measured"]), number(check["tolerance"]),
                 "" if check["holds"] else "missed",
             )  # fmt: skip
-            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
+            lines.append(
+                "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
+            )
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
