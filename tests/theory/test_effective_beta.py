@@ -164,3 +164,23 @@ def test_shapes_that_do_not_fit_are_named():
     fit.update(attention(x @ x.mT), x)
     with pytest.raises(ValueError, match="2 heads after 1"):
         fit.update(torch.ones(2, 40, 40), x)
+
+
+def test_rows_without_weight_say_nothing():
+    x = sphere()
+    p = attention(4.0 * x @ x.mT)
+    p[0] = 0.0
+    assert effective_beta(p, x)[0].matched == pytest.approx(4.0, rel=1e-9)
+    itself = attention(4.0 * x @ x.mT)
+    itself[0] = torch.eye(len(x), dtype=F64)[0]
+    assert effective_beta(itself, x, diagonal=False)[0].matched == pytest.approx(4.0, rel=1e-9)
+
+
+def test_values_that_are_not_finite_are_refused():
+    x = sphere()
+    p = attention(x @ x.mT)
+    for bad in (math.nan, math.inf):
+        for weights, points in ((p.clone(), x), (p, x.clone())):
+            (weights if points is x else points)[1, 1] = bad
+            with pytest.raises(ValueError, match="NaN or infinite"):
+                effective_beta(weights, points)

@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from osmose import Tokens
-from osmose.dynamics import Attention, Circle, Euclidean, Field, Sphere, linearise, simulate, theory
+from osmose.dynamics import (
+    Attention,
+    Circle,
+    Euclidean,
+    Field,
+    Gram,
+    Sphere,
+    gram_matrix,
+    linearise,
+    simulate,
+    theory,
+)
 from osmose.dynamics.starts import equiangular, on_circle, seeded, uniform
 
 RING = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64) * 2 * math.pi / 3
@@ -95,3 +106,13 @@ def test_batches_and_sizes_are_refused() -> None:
         linearise(field, torch.eye(3, dtype=torch.float64)[None])
     with pytest.raises(ValueError, match="have 5000 coordinates; expected at most 4096"):
         linearise(field, uniform(5000, 2, generator=seeded(0)))
+
+
+def test_what_has_no_rates_is_refused() -> None:
+    x = uniform(3, 3, generator=seeded(0))
+    with pytest.raises(ValueError, match=r"expected Sphere\(\), Circle\(\) or Euclidean\(\)"):
+        linearise(Field(Attention(1.0)), gram_matrix(x), space=Gram())
+    with pytest.raises(ValueError, match="hard maximum"):
+        linearise(Field(Attention(1.0, kernel="hardmax")), x)
+    with pytest.raises(ValueError, match="d of 2 or more"):
+        linearise(Field(Attention(1.0)), torch.ones(3, 1, dtype=torch.float64))

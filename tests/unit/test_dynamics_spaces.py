@@ -118,3 +118,11 @@ def test_a_pre_ln_layer_is_the_residual_stream():
     theta = x / x.norm(dim=-1, keepdim=True)
     got = Normalised("pre-ln").layer(field, x, None, 0.0, 0.5)
     torch.testing.assert_close(got, x + 0.5 * field(theta))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_half_way_between_opposite_tokens_is_a_right_angle_from_both(dtype):
+    x = torch.randn(500, 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    x = x / x.norm(dim=-1, keepdim=True)
+    half = Sphere().between(x, -x, 0.5)
+    assert float((Sphere().distance(x, half) - math.pi / 2).abs().max()) < 1e3 * torch.finfo(dtype).eps

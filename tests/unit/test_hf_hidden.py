@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from osmose.adapters import hf
-from osmose.adapters.hf_folder import is_folder, open_folder, text_batches
+from osmose.adapters.hf_folder import open_folder, text_batches
 from osmose.cli import main
 from osmose.dynamics import effective_beta
 from osmose.inspection import hidden_states as hidden_states_ours
@@ -176,7 +176,6 @@ def test_particles_of_a_folder(folder, capsys, tmp_path):
 
 def test_windows_of_a_text(folder):
     model, tokenizer = open_folder(folder)
-    assert is_folder(folder)
     assert not model.training
     assert model.dtype == torch.float32
     text = (folder / "text.txt").read_text()

@@ -171,3 +171,15 @@ def test_one_plane_for_all_layers():
     torch.testing.assert_close(points[0], normalize(circle[0], dim=-1))
     mixed, _ = projected([x[0], x[1][:, :3]], [None, None])
     assert [tuple(p.shape) for p in mixed] == [(12, 2), (12, 2)]
+
+
+def test_states_that_are_not_finite_or_no_states_are_refused():
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"layer 0 has shape \(4,\); .* in a list"):
+        particle_report(x, beta=4.0, scale=0.5)
+    bad = x.clone()
+    bad[2, 1] = torch.nan
+    with pytest.raises(ValueError, match="states of layer 1 hold NaN"):
+        particle_report([x, bad], beta=4.0, scale=0.5)
+    absent = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])
+    assert particle_report([bad], absent, beta=4.0, scale=0.5)[0]["clusters"].mean <= 4

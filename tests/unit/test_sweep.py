@@ -361,3 +361,36 @@ def test_starts_of_ones_own_are_brought_to_the_sphere():
         out = small(start=lambda n, d, generator: 2 * torch.eye(n, d, dtype=F64), n=4, d=9)
     assert float(out.values["mean_product"][..., 0].abs().max()) == 0
     assert any("equiangular" in note for note in out.notes)
+
+
+def gain_a(x, mass=None):
+    return 2.0 * mean_product(x, mass)
+
+
+def gain_b(x, mass=None):
+    return 3.0 * mean_product(x, mass)
+
+
+GAINS = [1.0]
+HELPER = gain_a
+
+
+def by_helper(x, mass=None):
+    return HELPER(x, mass)
+
+
+def by_list(x, mass=None):
+    return sum(g * mean_product(x, mass) for g in GAINS)
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "other"), [(by_helper, "HELPER", gain_b), (by_list, "GAINS", [5.0])]
+)
+def test_a_folder_knows_the_code_behind_an_observable(tmp_path, monkeypatch, function, name, other):
+    def run():
+        return small(folder=tmp_path, observe=[Observable("p", function)])
+
+    run()
+    monkeypatch.setitem(globals(), name, other)
+    with pytest.raises(ValueError, match="observe"):
+        run()

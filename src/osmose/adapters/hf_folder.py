@@ -17,11 +17,6 @@ from .hf import PreTrainedModel
 CHARACTERS = 16  # of text for a token, more than tokens have on average
 
 
-def is_folder(path: Path) -> bool:
-    """Whether a folder holds a model as ``save_pretrained`` writes it."""
-    return (path / "config.json").is_file()
-
-
 def open_folder(path: Path) -> tuple[PreTrainedModel, Any]:
     """The model without its head, in float32 and evaluation mode, and its tokenizer.
 
@@ -45,6 +40,10 @@ def open_folder(path: Path) -> tuple[PreTrainedModel, Any]:
                 "tokenizer have written"
             ) from error
     model, tokenizer = opened
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise ValueError(
+            f"{path}: its tokenizer knows no words, only marks; expected a folder into which the tokenizer was saved too"
+        )
     return model.eval(), tokenizer
 
 
@@ -78,10 +77,20 @@ def text_batches(
         window = text[start : start + reach]
         made = tokenizer(window, truncation=True, max_length=length, return_tensors="pt")
         batch = {name: value for name, value in made.items() if name in ("input_ids", "attention_mask")}
-        if batch["input_ids"].shape[-1] > 1:
+        if (
+            len(tokenizer(window, add_special_tokens=False, truncation=True, max_length=length)["input_ids"])
+            > 1
+        ):
             batches.append(batch)
     if not batches:
         raise ValueError("--text holds no text: its windows have no two tokens; expected words")
+    largest = max(int(batch["input_ids"].max()) for batch in batches)
+    table: Any = model.get_input_embeddings()
+    words = int(table.num_embeddings)
+    if largest >= words:
+        raise ValueError(
+            f"the tokenizer gives token {largest} and the model knows {words}; expected the tokenizer of this model"
+        )
     return batches
 
 

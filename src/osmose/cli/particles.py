@@ -56,6 +56,8 @@ def main(arguments: list[str]) -> None:
             raise ValueError(f"{name} is {value}; expected 1 or more")
     if command.scale is not None and not command.scale > 0:
         raise ValueError(f"--scale is {command.scale}; expected a distance above 0")
+    if command.out is not None and command.out.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--out is {command.out}; expected a file that ends in .png, .pdf or .svg")
     folder = Path(command.source)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; expected that of a run, or of a Hugging Face model")

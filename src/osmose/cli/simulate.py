@@ -51,6 +51,12 @@ def main(arguments: list[str]) -> None:
         raise ValueError("simulate: which system? `osmose simulate --list` names them")
     from osmose.dynamics.registry import named
 
+    if sum(entry == "--set" or entry.startswith("--set=") for entry in arguments) > 1:
+        raise ValueError("--set is given twice; expected once, with all parameters: --set beta=4 n=32")
+    if command.movie == "mp4":
+        from osmose.dynamics.pictures.movie import ffmpeg
+
+        ffmpeg()  # before the run: says what to install where it is missing
     system = named(command.name, **_parameters(command.set))
     folder = command.out or Path("runs") / "simulate" / command.name
     problem = system.problem()

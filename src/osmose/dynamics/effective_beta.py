@@ -99,7 +99,7 @@ class EffectiveBeta:
             causal: target i sees the sources j <= i only.
 
         Raises:
-            ValueError: shapes that do not fit each other, or another number of heads than before.
+            ValueError: shapes that do not fit each other, another number of heads than before, values that are not finite.
 
         Cost: time ``r m (d + 10 H)``, memory ``r m H``, float64.
         """
@@ -114,6 +114,11 @@ class EffectiveBeta:
         if self.sums is not None and len(self.sums) != len(weights):
             raise ValueError(
                 f"EffectiveBeta: {len(weights)} heads after {len(self.sums)}; expected the same."
+            )
+        kept = x if mass is None else x[mass > 0]
+        if not bool(torch.isfinite(weights).all()) or not bool(torch.isfinite(kept).all()):
+            raise ValueError(
+                "EffectiveBeta: weights or points hold NaN or infinite values; expected finite ones."
             )
         precision = max(torch.finfo(weights.dtype).eps, torch.finfo(x.dtype).eps)
         m = x.new_ones(n, dtype=torch.float64) if mass is None else mass.double()
@@ -131,7 +136,12 @@ class EffectiveBeta:
         self.noise = max(self.noise, (4 * precision) ** 2)
         self._count(p_HRM, seen_RM)
         self._regress(p_HRM, g_RM, seen_RM, m)
-        self.matched.append(_match(p_HRM.clamp(min=0), g_RM, torch.where(seen_RM, m, 0.0), precision).cpu())
+        m_RM = torch.where(seen_RM, m, 0.0)
+        matched = []
+        for p_RM in p_HRM.clamp(min=0):
+            some = p_RM.sum(-1) > 0  # a row without weight on what it may see says nothing
+            matched.append(_match(p_RM[None, some], g_RM[some], m_RM[some], precision))
+        self.matched.append(torch.cat(matched).cpu())
 
     def heads(self) -> list[HeadBeta]:
         """What was found, a :class:`HeadBeta` for each head.
@@ -206,7 +216,9 @@ def _head(
     if any(math.isnan(b) for b in matched):
         reasons.append("no beta has the concentration of these rows: inner products do not vary in a row")
     elif any(math.isinf(b) for b in matched):
-        reasons.append("rows are more concentrated than those of SA at any beta")
+        reasons.append(
+            "rows are more concentrated than those of SA at any beta, or than this precision can tell"
+        )
     mean, deviation = _spread(matched)
     return HeadBeta(slope, r2, _spread(slopes)[1], mean, deviation, inputs, used, "; ".join(reasons) or None)
 

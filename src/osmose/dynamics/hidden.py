@@ -138,7 +138,7 @@ class ParticleReport:
                 without any is passed over.
 
         Raises:
-            ValueError: another number of layers than before.
+            ValueError: another number of layers than before, layers without tokens, states that are not finite.
         """
         masses = [masses] * len(states) if masses is None or isinstance(masses, Tensor) else masses
         if not self.values:
@@ -150,6 +150,15 @@ class ParticleReport:
                 f"ParticleReport: {len(states)} layers with {len(masses)} masses; expected {len(self.values)} of both."
             )
         for layer, (x, mass) in enumerate(zip(states, masses, strict=True)):
+            if x.ndim < 2:
+                raise ValueError(
+                    f"ParticleReport: layer {layer} has shape {tuple(x.shape)}; expected (..., n, d). A single state goes in a list."
+                )
+            present = x if mass is None else x[(mass > 0).expand(x.shape[:-1])]
+            if not bool(torch.isfinite(present).all()):
+                raise ValueError(
+                    f"ParticleReport: the states of layer {layer} hold NaN or infinite values; expected finite ones."
+                )
             x = x.reshape(-1, *x.shape[-2:])
             m = None if mass is None else mass.expand(*x.shape[:-1]).reshape(x.shape[:-1])
             step = max(1, AT_ONCE // max(x[:1].numel(), 1))

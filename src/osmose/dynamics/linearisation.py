@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..tokens import Tokens
 from .fields import Field
-from .spaces import Space, Sphere
+from .spaces import Circle, Euclidean, Space, Sphere
+from .terms import Attention
 
 COORDINATES = 4096  # a Jacobian of so many is 128 MiB
 
@@ -55,12 +56,12 @@ def linearise(
     Args:
         field: differentiable (not ``kernel="hardmax"``, whose derivative is 0 or undefined).
         x: ``(n, d)``, one system, float64 for rates that mean something.
-        space: None is the sphere, flat ones and :class:`Circle` are the others.
+        space: None is the sphere; :class:`Circle` and :class:`Euclidean` are the others.
         tokens: masses; absent tokens are not moved and have no coordinates.
         t: time, for fields that depend on it.
 
     Raises:
-        ValueError: a batch, or more than 4096 coordinates.
+        ValueError: a batch, more than 4096 coordinates, another space, a hard maximum.
 
     Cost: r backward passes and an eigenvalue problem, ``r^3``; memory ``r^2``.
 
@@ -69,8 +70,18 @@ def linearise(
     0
     """
     space = space or Sphere()
+    if not isinstance(space, (Sphere, Circle, Euclidean)):
+        raise ValueError(f"linearise: space is {space!r}; expected Sphere(), Circle() or Euclidean().")
+    if any(isinstance(term, Attention) and term.kernel == "hardmax" for term in field.terms):
+        raise ValueError(
+            "linearise: the field holds a hard maximum, which has no derivative; expected another kernel."
+        )
     if x.ndim != 2:
         raise ValueError(f"linearise: x has shape {tuple(x.shape)}; expected one system (n, d).")
+    if x.shape[-1] < 2 and isinstance(space, Sphere):
+        raise ValueError(
+            f"linearise: x has shape {tuple(x.shape)}; expected d of 2 or more, where tokens can move."
+        )
     mass = None if tokens is None or tokens.mass is None else tokens.mass.to(x.dtype)
     x = space.check(x.detach(), mass)
     here = torch.ones(len(x), dtype=torch.bool) if mass is None else mass > 0

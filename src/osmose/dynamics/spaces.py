@@ -201,8 +201,11 @@ class Sphere(Space):
         # at the antipode every way is as short: one along an axis
         axis = torch.zeros_like(x).scatter_(-1, x.abs().argmin(-1, keepdim=True), 1.0)
         aside = _unit(self.tangent(x, axis))
-        opposite = (length < 1e-12) & ((x * y).sum(-1, keepdim=True) < 0)
-        way = torch.where(opposite, aside, towards / torch.where(length > 0, length, 1.0))
+        near = max(1e-12, 64 * torch.finfo(x.dtype).eps)  # below it the direction is rounding
+        opposite = (length < near) & ((x * y).sum(-1, keepdim=True) < 0)
+        way = torch.where(
+            opposite, aside, _unit(self.tangent(x, towards / torch.where(length > 0, length, 1.0)))
+        )
         return self.exp(x, share * self.distance(x, y).unsqueeze(-1) * way)
 
     def pull(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:

@@ -32,6 +32,10 @@ Told = Callable[[str], None]
 """Hears in a few words what a long measurement is at."""
 
 
+POSITIVE = ("n", "d", "heads", "layers", "seeds", "times", "betas", "until", "interval", "h", "step")
+"""Parameters that are positive in whatever system has them, where they are numbers."""
+
+
 def silent(_: str) -> None:
     """Says nothing."""
 
@@ -173,7 +177,10 @@ class System(ABC):
                 raise ValueError(
                     f"{type(self).__name__}: {name!r} is no parameter; expected one of {', '.join(known)}."
                 )
-            parameters[name] = _made(type(self).__name__, name, value, kinds[name])
+            made = _made(type(self).__name__, name, value, kinds[name])
+            if name in POSITIVE and isinstance(made, int | float) and not made > 0:
+                raise ValueError(f"{type(self).__name__}: {name} is {made}; expected a positive number.")
+            parameters[name] = made
         return replace(self, **parameters)  # type: ignore[type-var]
 
 
@@ -187,6 +194,7 @@ def _made(what: str, name: str, value: Any, kind: Any) -> Any:
         )
     if get_origin(kind) is tuple:
         parts = value.split(",") if isinstance(value, str) else value
+        parts = parts if isinstance(parts, list | tuple) else [parts]
         return tuple(_made(what, name, part, get_args(kind)[0]) for part in parts)
     try:
         if kind is bool:

@@ -118,13 +118,6 @@ class GoodTriple(Unprojected):
                     "at most",
                 ),
                 Target(
-                    "middle hyperplane, off the origin",
-                    0.0,
-                    LINKAGE,
-                    f"{theorem}: the values are 0, the largest, the least",
-                    "at most",
-                ),
-                Target(
                     "width of a hyperplane at the end, relative",
                     0.0,
                     self.left,

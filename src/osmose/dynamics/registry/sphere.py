@@ -85,7 +85,9 @@ class SphereMovie(System):
             balance = found["energy_balance"]
             gained = float(balance["energy"][-1] - balance["energy"][0])
             measured["largest fall of the energy"] = float((-balance["energy"].diff()).max())
-            measured["energy against dissipation, relative"] = float(balance["residual"].abs().max()) / gained
+            measured["energy against dissipation, relative"] = float(balance["residual"].abs().max()) / (
+                gained or 1.0
+            )
             data["energy"] = balance["energy"]
         if "clusters" in found:
             data["clusters"] = found["clusters"]
@@ -119,7 +121,7 @@ class SphereMovie(System):
                     "how far the first token moves", 0.0, 1e-14, "2411.04990: it sees itself alone", "at most"
                 )
             )
-        if self.half:
+        if self.half and self.value > 0:
             out.append(
                 Target(
                     "largest fall of min <x, w>", 0.0, 1e-12, "2312.10794v5, proof of Lemma 6.4", "at most"

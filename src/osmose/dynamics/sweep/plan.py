@@ -5,8 +5,9 @@ Shapes: ``P`` systems of a chunk, ``B`` betas, ``S`` seeds, ``K`` times; starts 
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...__about__ import __version__
 from ..adaptive import Adaptive
 from ..fields import Field
 from ..gram import Gram, gram_matrix
@@ -22,6 +24,7 @@ from ..memory import gib, held_by
 from ..observables import Observable, Recorder
 from ..simulate import simulate
 from ..spaces import Sphere
+from ..starts import uniform
 from ..steppers import Stepper
 from .files import Values
 from .ranks import chosen_device
@@ -219,7 +222,7 @@ def plan_of(
     )
     plan.spaces = [_space(everything, space, *pair) for pair in plan.pairs]
     plan.settings = {
-        "beta": betas.tolist(), "n": list(plan.n), "d": list(plan.d), "seeds": list(which), "times": at.tolist(),
+        "osmose": __version__, "beta": betas.tolist(), "n": list(plan.n), "d": list(plan.d), "seeds": list(which), "times": at.tolist(),
         "spaces": plan.spaces, "dtype": str(dtype), "field": described(everything), "start": described(plan.start),
         "stepper": described(stepper), "observe": [described(o) for o in _observables(plan)],
     }  # fmt: skip
@@ -248,6 +251,7 @@ def _look(plan: Plan) -> None:
 
 def _observables(plan: Plan) -> Sequence[Observable]:
     out = plan.observe(plan.beta)
+    out = [out] if isinstance(out, Observable) else out
     wrong = [o for o in out if not isinstance(o, Observable)]
     if wrong or not out:
         came = f"holds {type(wrong[0]).__name__}" if wrong else "is empty"
@@ -270,16 +274,10 @@ def _space(field: Field, asked: str, n: int, d: int) -> str:
 
 
 def _whole(name: str, given: int | Sequence[int], least: int) -> tuple[int, ...]:
-    out = [given] if isinstance(given, int) else list(given)
-    if any(int(v) != v or v < least for v in out):
+    out = list(given) if isinstance(given, Iterable) else [given]
+    if any(not math.isfinite(v) or int(v) != v or v < least for v in out):
         raise ValueError(f"sweep: {name} is {given}; expected whole numbers from {least} on.")
     return tuple(int(v) for v in out)
-
-
-def uniform(n: int, d: int, *, generator: torch.Generator) -> Tensor:
-    """n independent tokens, uniform on the sphere, ``(n, d)`` float64."""
-    x = torch.randn(n, d, dtype=torch.float64, generator=generator)
-    return x / x.norm(dim=-1, keepdim=True)
 
 
 def _drawn(start: Start, seed: int, n: int, d: int) -> Tensor:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+CONSTANTS = (bool, int, float, str, list, tuple, dict, set, frozenset, Tensor, np.ndarray, partial)
+LIBRARIES = ("osmose", "torch", "numpy", "scipy", "functools", "math")
 DEEP = 12  # levels, past which a description ends
 
 
@@ -45,8 +47,22 @@ def described(value: Any, level: int = 0) -> Any:
         return _function(value, level)
     kind = value if isinstance(value, type) else type(value)
     name = f"{kind.__module__}.{getattr(value, '__qualname__', kind.__qualname__)}"
-    held = {} if isinstance(value, (type, types.BuiltinFunctionType)) else getattr(value, "__dict__", {})
+    held = {} if isinstance(value, (type, types.BuiltinFunctionType)) else _attributes(value)
     return {"type": name, **{k: described(v, level) for k, v in held.items()}} if held else name
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    slots = [name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name)]
+    return {**{name: getattr(value, name) for name in slots}, **getattr(value, "__dict__", {})}
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    given = kind.__dict__.get("__slots__", ())
+    return (
+        (given,)
+        if isinstance(given, str)
+        else tuple(s for s in given if s not in ("__dict__", "__weakref__"))
+    )
 
 
 def _function(f: types.FunctionType, level: int) -> Any:
@@ -54,12 +70,23 @@ def _function(f: types.FunctionType, level: int) -> Any:
     if f.__module__.startswith("osmose.") and not f.__closure__:
         return name  # a function of the library means what its name says
     code = f.__code__
-    used = {k: f.__globals__[k] for k in code.co_names if k in f.__globals__}
-    constants = {k: v for k, v in used.items() if isinstance(v, (bool, int, float, str, tuple, Tensor))}
+    used = {k: f.__globals__[k] for k in sorted(_names(code)) if k in f.__globals__}
+    constants = {k: v for k, v in used.items() if isinstance(v, CONSTANTS) or _own(v)}
     cells = dict(zip(code.co_freevars, (c.cell_contents for c in f.__closure__ or ()), strict=True))
     held = {"defaults": f.__defaults__, "keywords": f.__kwdefaults__, "closure": cells, "globals": constants}
     out = {k: described(v, level) for k, v in held.items() if v}
     return {"function": name, "code": _code(code), **out}
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Names that a function, and those defined inside it, may look up outside."""
+    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return {*code.co_names, *(name for c in inner for name in _names(c))}
+
+
+def _own(value: Any) -> bool:
+    """Whether a name stands for a function of the user, whose code counts as that of its caller does."""
+    return isinstance(value, types.FunctionType) and value.__module__.split(".")[0] not in LIBRARIES
 
 
 def _code(code: types.CodeType) -> str:
