@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from osmose.cli.reproduce import number
+from osmose.dynamics.registry import SYSTEMS
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = {
@@ -33,22 +34,23 @@ def main(arguments: list[str] | None = None) -> None:
         "--runs", type=Path, default=ROOT / "runs" / "reproduce", help="of osmose reproduce --all"
     )
     options = parser.parse_args(arguments)
-    rows = json.loads((options.runs / "reproduce.json").read_text(encoding="utf-8"))
-    missing = [name for name in SHOWN if name not in {row["name"] for row in rows}]
+    reports = {name: options.runs / name / "report.json" for name in SYSTEMS}
+    missing = [name for name, path in reports.items() if not path.is_file()]
     if missing:
         raise SystemExit(
             f"{options.runs} has no {', '.join(missing)}; run `osmose reproduce --all --out {options.runs}`"
         )
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in reports.values()]
     page = ROOT / "docs" / "particles.md"
-    page.write_text(_page(rows, options.runs), encoding="utf-8")
+    page.write_text(_page(rows), encoding="utf-8")
     for name, file in SHOWN.items():
         with Image.open(options.runs / name / "figure.png") as image:
             image.convert("RGB").quantize(COLOURS).save(ROOT / "docs" / "figures" / file, optimize=True)
     print(f"written: {page}, {len(SHOWN)} figures")
 
 
-def _page(rows: list[dict[str, Any]], runs: Path) -> str:
-    made = json.loads((runs / rows[0]["name"] / "report.json").read_text(encoding="utf-8"))["made"]
+def _page(rows: list[dict[str, Any]]) -> str:
+    made, commits = rows[0]["made"], {str(row["made"].get("commit")): None for row in rows}
     checks = [check["holds"] for row in rows for check in row["checks"]]
     small = " in small (`--quick`)" if rows[0]["quick"] else ""
     lines = [
@@ -56,7 +58,7 @@ def _page(rows: list[dict[str, Any]], runs: Path) -> str:
         "",
         f"`osmose reproduce --all`{small}: {sum(checks)} of {len(checks)} targets of {len(rows)} systems hold, "
         f"{sum(row['seconds'] for row in rows):.0f} s in all on {made['threads']} thread(s). osmose {made['osmose']}, commit "
-        f"{made.get('commit')}, torch {made['torch']}.",
+        f"{' and '.join(commits)}, torch {made['torch']}.",
         "",
     ]
     for row in rows:
