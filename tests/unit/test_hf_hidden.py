@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tokenizers
 import torch
 import transformers
 
@@ -124,7 +125,6 @@ def test_two_streams_and_other_models_are_refused():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    tokenizers = pytest.importorskip("tokenizers")
     path = tmp_path_factory.mktemp("bert")
     words = {word: i for i, word in enumerate(["[UNK]", "[PAD]", *WORDS])}
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))

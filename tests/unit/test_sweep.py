@@ -394,3 +394,14 @@ def test_a_folder_knows_the_code_behind_an_observable(tmp_path, monkeypatch, fun
     monkeypatch.setitem(globals(), name, other)
     with pytest.raises(ValueError, match="observe"):
         run()
+
+
+@pytest.mark.filterwarnings("ignore:sweep. .* is of another sweep:UserWarning")
+def test_chunks_of_another_size_without_their_manifest_are_computed_again(tmp_path):
+    first = small(folder=tmp_path, chunk=5)
+    (tmp_path / "sweep.json").unlink()
+    again = small(folder=tmp_path, chunk=4)
+    for name, values in first.values.items():
+        assert torch.equal(again.values[name], values)
+    with pytest.raises(ValueError, match="chunk is 2.5; expected whole numbers from 1 on"):
+        small(chunk=2.5)

@@ -39,6 +39,8 @@ def cap(*shape: int, angle: float, generator: torch.Generator) -> Tensor:
     if not 0 < angle <= math.pi:
         raise ValueError(f"cap: angle is {angle}; expected radians above 0, at most pi.")
     d = shape[-1]
+    if d < 2:
+        raise ValueError(f"cap: shape is {shape}; expected d of 2 or more.")
     flat = uniform(*shape[:-1], d - 1, generator=generator) if d > 2 else _signs(shape, generator)
     r = angle * torch.rand(*shape[:-1], 1, dtype=torch.float64, generator=generator) ** (1 / (d - 1))
     return torch.cat([r.sin() * flat, r.cos()], -1)
@@ -47,6 +49,8 @@ def cap(*shape: int, angle: float, generator: torch.Generator) -> Tensor:
 def box(*shape: int, width: float, generator: torch.Generator) -> Tensor:
     """Independent and uniform in ``[-width, width]^d``, for tokens without a sphere."""
     _check("box", shape)
+    if not (width > 0 and math.isfinite(width)):
+        raise ValueError(f"box: width is {width}; expected a positive number.")
     return width * (2 * torch.rand(*shape, dtype=torch.float64, generator=generator) - 1)
 
 

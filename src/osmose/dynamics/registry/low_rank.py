@@ -95,7 +95,7 @@ class LowRank(Large):
     until: float = 11.0
     norm: float = 3.0
 
-    title = "in 80 dimensions attention becomes Boolean and of low rank"
+    title = "in 80 dimensions: ranges of coordinates, and the rank of attention over time"
     source = (
         f"{PAPER}, section 1 and theorem 4.2 (n = 40, d = 80, T = 11, dt = 0.1, start in [-1, 1]^d, V = B B^T with B uniform by the "
         "authors' code, whose tokens do not interact; here they do). That V has norm near 100, and x overflows by t = 7: here it is "

@@ -1,7 +1,7 @@
 """The folder of a sweep: what was asked, and a file for each finished chunk, all written as a whole or not at all.
 
 sweep.json              settings, chunk sizes
-chunk-00012.safetensors the values of a chunk, with its settings' fingerprint and a digest of its bytes
+chunk-00012.safetensors the values of a chunk, with the fingerprint of settings and sizes and a digest of its bytes
 """
 
 from __future__ import annotations

@@ -86,8 +86,7 @@ class Plan:
     def sizes(self, chunk: int | None) -> list[int]:
         """Systems in a chunk of each pair."""
         if chunk is not None:
-            if chunk < 1:
-                raise ValueError(f"sweep: chunk is {chunk}; expected at least one system.")
+            (chunk,) = _whole("chunk", chunk, 1)
             return [min(chunk, self.systems)] * len(self.pairs)
         room = CACHED if self.device.type == "cpu" else ON_GPU
         return [max(1, min(self.systems, room // self.state(k))) for k in range(len(self.pairs))]

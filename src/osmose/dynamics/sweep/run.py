@@ -93,7 +93,7 @@ def sweep(
             found = kept.kept()
             if found is not None and chunk is None:
                 sizes = found["chunks"]
-            kept.open(plan.settings, sizes, fingerprint(plan.settings))
+            kept.open(plan.settings, sizes, fingerprint([plan.settings, sizes]))
         plan.refuse_memory(sizes, among.world)
         chunks = plan.chunks(sizes)
         parts = among.all(_compute(plan, chunks, kept, among, told))
