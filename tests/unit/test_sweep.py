@@ -403,5 +403,5 @@ def test_chunks_of_another_size_without_their_manifest_are_computed_again(tmp_pa
     again = small(folder=tmp_path, chunk=4)
     for name, values in first.values.items():
         assert torch.equal(again.values[name], values)
-    with pytest.raises(ValueError, match="chunk is 2.5; expected whole numbers from 1 on"):
+    with pytest.raises(ValueError, match=r"chunk is 2\.5; expected whole numbers from 1 on"):
         small(chunk=2.5)
